@@ -1,0 +1,40 @@
+# make demo   the main job on embedded data, into demo-report/
+# make test   ruff, mypy and every test
+# Each of them makes the environment in .venv/ when it is not there yet, and only then.
+
+PYTHON ?= python3
+PARTS := coreclip tests benchmarks examples
+BIN := .venv/bin
+READY := .venv/.ready
+DEBIAN_PACKAGES := g++ libopencv-dev libturbojpeg0-dev pkg-config python3-dev python3-venv
+
+.PHONY: demo test lint format bench clean
+
+demo: $(READY)
+	$(BIN)/coreclip demo demo-report
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check $(wildcard $(PARTS))
+	$(BIN)/ruff format --check $(wildcard $(PARTS))
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format $(wildcard $(PARTS))
+	$(BIN)/ruff check --fix $(wildcard $(PARTS))
+
+bench: $(READY)
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+# The stamp is written last: an installation that broke off is begun again.
+$(READY): constraints.txt pyproject.toml
+	@sh .ci/debian-packages $(DEBIAN_PACKAGES)
+	rm -rf .venv
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis demo-report

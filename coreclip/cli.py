@@ -1,0 +1,380 @@
+"""The command line: one short sub-command per arrow of the flow from pairs to a trained and explained model.
+
+Each command parses, calls one public function and prints; nothing is decided here. With ``--json`` one JSON object goes
+to stdout and nothing else does; progress and messages go to stderr. A user's mistake is printed in one or two lines and
+ends with exit code 2.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from coreclip import __version__
+from coreclip.errors import CoreclipError
+
+app = typer.Typer(
+    name="coreclip",
+    help="Image-text pairs in, the best small CLIP that your compute can buy out: convert, select, train, profile.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_PIPELINE, _SELECTION, _TRAINING, _PROFILING = "pipeline", "selection", "training", "profiling"
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+DatasetArgument = Annotated[Path, typer.Argument(help="Data set made by convert.", show_default=False)]
+RunArgument = Annotated[Path, typer.Argument(help="Run made by train.", show_default=False)]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file with [data], [model], [train].")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Override one value, e.g. train.lr=1e-3; may be repeated.")
+]
+SubsetOption = Annotated[Path | None, typer.Option("--subset", help="SUBSET.parquet to train on.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")]
+ThreadsOption = Annotated[int | None, typer.Option(help="Torch threads. Default: all cores.", show_default=False)]
+SeedOption = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
+
+
+def main(part: str | None = None) -> NoReturn:
+    """Run the command line and exit.
+
+    Parameters
+    ----------
+    part : {"pipeline", "selection", "training", "profiling"} or None
+        Offer the commands of this sub-package only.
+    """
+    if part is not None:
+        app.registered_commands = [c for c in app.registered_commands if c.rich_help_panel == part]
+        app.info.name = f"python -m coreclip.{part}"
+    sys.exit(run_command(sys.argv[1:], app.info.name if part else "coreclip"))
+
+
+def run_command(arguments: list[str], name: str | None = "coreclip") -> int:
+    """Run one command line in this process and return its exit code: 0, 2 for a user's mistake, 130 for Ctrl-C."""
+    command = typer.main.get_group(app)
+    try:
+        code = command.main(arguments, prog_name=name, standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted; nothing is half-written, and the same command goes on from what is finished", 130)
+    except CoreclipError as error:
+        return _fail(str(error), 2)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone; Python would complain once more at exit
+        return 1
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        return _fail(f"{error.strerror or error}{where}; check the path, its permissions and the free disk", 2)
+    except MemoryError:
+        return _fail("out of memory; take a smaller batch, fewer workers or a smaller image size", 2)
+    except Exception as error:
+        # click's own usage errors know how to print themselves and carry exit code 2.
+        show = getattr(error, "show", None)
+        if show is None:
+            raise
+        show()
+        return int(getattr(error, "exit_code", 2))
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"coreclip: {message}", file=sys.stderr)
+    return code
+
+
+def _emit(result: dict[str, Any], as_json: bool, text: Callable[[dict[str, Any]], str] | None = None) -> None:
+    """Print a command's result: as JSON, or as text for people."""
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False, allow_nan=False))
+    else:
+        print(text(result) if text else _as_lines(result))
+
+
+def _as_lines(result: dict[str, Any], indent: str = "") -> str:
+    width = max((len(str(key)) for key in result), default=0)
+    lines = []
+    for key, value in result.items():
+        name = str(key).replace("_", " ")
+        if isinstance(value, dict) and value:
+            lines += [f"{indent}{name}", _as_lines(value, indent + "  ")]
+        else:
+            lines.append(f"{indent}{name:<{width}}  {_as_text(value)}")
+    return "\n".join(lines)
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, list):
+        return ", ".join(map(_as_text, value))
+    return "-" if value is None else str(value)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"coreclip {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(rich_help_panel=_PIPELINE)
+def convert(
+    sources: Annotated[
+        list[str], typer.Argument(help="WebDataset .tar, folder, captions table or IDX .gz.", show_default=False)
+    ],
+    dataset: Annotated[Path, typer.Argument(help="Directory to make.", show_default=False)],
+    captions: Annotated[
+        Path | None, typer.Option(help="Captions table (csv, tsv, jsonl, parquet) of a folder.")
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Class names of labels 0, 1, ...: a file with one a line, or a,b,c.")
+    ] = None,
+    template: Annotated[str, typer.Option(help="Caption made of a class name.")] = "a photo of a {}",
+    tokenizer: Annotated[str | None, typer.Option(help="tokenizer.json or DATASET. Default: trained here.")] = None,
+    vocab_size: Annotated[int, typer.Option(help="Largest vocabulary to train.")] = 4096,
+    context: Annotated[int, typer.Option(help="Tokens kept of a caption.")] = 32,
+    max_side: Annotated[int | None, typer.Option(help="Shrink images with a longer side, pixels.")] = None,
+    check: Annotated[str, typer.Option(help="decode every image, or read its header only.")] = "decode",
+    workers: Annotated[int | None, typer.Option(help="Processes. Default: all cores.", show_default=False)] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Convert image-text pairs into a data set of FFCV .beton shards.
+
+    JPEG bytes are kept untouched where they can be; what can't be decoded is listed in rejects.parquet with the reason.
+
+    Example: coreclip convert 'shards/train-{00000..00004}.tar' flickr
+    """
+    from coreclip.pipeline import convert as run_convert
+
+    report = run_convert(
+        sources,
+        dataset,
+        captions=captions,
+        class_names=None if classes is None else _names(classes),
+        template=template,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        context=context,
+        max_side=max_side,
+        check=check,
+        workers=workers,
+    )
+    _emit(vars(report), as_json)
+
+
+def _names(text: str) -> list[str]:
+    """Class names given as a file with one a line, or as ``a,b,c``."""
+    path = Path(text)
+    if path.is_file():
+        names = path.read_text(encoding="utf-8").splitlines()
+    elif "," in text:
+        names = text.split(",")
+    else:
+        raise CoreclipError(
+            f"--classes {text!r} is neither a file nor a list; give a file with one name a line, or a,b,c"
+        )
+    names = [name.strip() for name in names if name.strip()]
+    if not names:
+        raise CoreclipError(f"--classes {text!r} holds no name; give a file with one name a line, or a,b,c")
+    return names
+
+
+@app.command(rich_help_panel=_PIPELINE)
+def inspect(dataset: DatasetArgument, as_json: JsonOption = False) -> None:
+    """Show what a data set holds: counts, sizes, captions, duplicates, rejects.
+
+    Example: coreclip inspect flickr
+    """
+    from coreclip.pipeline import inspect as run_inspect
+
+    _emit(run_inspect(dataset), as_json)
+
+
+@app.command(rich_help_panel=_TRAINING)
+def train(
+    dataset: DatasetArgument,
+    run: Annotated[Path, typer.Argument(help="Directory to make, or to go on with.", show_default=False)],
+    subset: SubsetOption = None,
+    minutes: Annotated[float | None, typer.Option(help="Budget: wall time of the whole command.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Budget: passes over the (sub)set.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Budget: pairs seen.")] = None,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a compact CLIP within a budget of minutes, epochs or samples.
+
+    The same command goes on where an interrupted run stopped.
+
+    Example: coreclip train flickr run --minutes 5 --subset best.parquet --set train.lr=5e-4
+    """
+    from coreclip.config import load_config
+    from coreclip.pipeline import Dataset
+    from coreclip.selection import Subset
+    from coreclip.training import train as run_train
+
+    report = run_train(
+        Dataset(dataset),
+        run,
+        config=load_config(config, overrides or ()),
+        subset=None if subset is None else Subset.load(subset),
+        minutes=minutes,
+        epochs=epochs,
+        samples=samples,
+        device=device,
+        threads=threads,
+    )
+    _emit(vars(report), as_json)
+
+
+@app.command(rich_help_panel=_TRAINING)
+def embed(
+    dataset: DatasetArgument,
+    features: Annotated[Path, typer.Argument(help="Directory to make.", show_default=False)],
+    model: Annotated[Path, typer.Option(help="RUN whose towers embed.", show_default=False)],
+    batch_size: Annotated[int, typer.Option(help="Pairs at a time.", min=1)] = 512,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Embed every image and caption of a data set with a trained model.
+
+    Example: coreclip embed flickr features --model run
+    """
+    from coreclip.pipeline import Dataset
+    from coreclip.training import embed as run_embed
+
+    report = run_embed(Dataset(dataset), features, model=model, batch_size=batch_size, device=device)
+    _emit(vars(report), as_json)
+
+
+@app.command(rich_help_panel=_SELECTION)
+def select(
+    dataset: DatasetArgument,
+    subset: Annotated[Path, typer.Argument(help="SUBSET.parquet to write.", show_default=False)],
+    method: Annotated[str, typer.Option(help="A method, or several in a row: 'a(x=1) | b'.", show_default=False)],
+    fraction: Annotated[float | None, typer.Option(help="Share of all pairs to keep, above 0 to 1.")] = None,
+    k: Annotated[int | None, typer.Option(help="Pairs to keep, in place of --fraction.")] = None,
+    features: Annotated[Path | None, typer.Option(help="FEATURES of embed, or .npy / .npz embeddings.")] = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Select the pairs that are worth training on.
+
+    METHODS
+
+    Example: coreclip select flickr best.parquet --method 'semdedup(eps=0.05) | facility-location' --fraction 0.3 --features features
+    """
+    from coreclip.pipeline import Dataset
+    from coreclip.selection import Features
+    from coreclip.selection import select as run_select
+
+    data = Dataset(dataset)
+    chosen = run_select(
+        None if features is None else Features.load(features),
+        data.n,
+        method=method,
+        fraction=fraction,
+        k=k,
+        labels=data.labels,
+        seed=seed,
+        fingerprint=data.fingerprint,
+    )
+    chosen.save(subset)
+    keys = ("method", "n", "k", "objective", "upper_bound", "seconds")
+    _emit({key: getattr(chosen, key) for key in keys}, as_json)
+
+
+@app.command(rich_help_panel=_TRAINING)
+def evaluate(
+    run: RunArgument,
+    dataset: DatasetArgument,
+    linear_probe: Annotated[bool, typer.Option(help="Also fit a linear probe where there are labels.")] = False,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Measure retrieval both ways, and zero-shot accuracy where there are labels.
+
+    Example: coreclip evaluate run flickr-dev
+    """
+    from coreclip.pipeline import Dataset
+    from coreclip.training import evaluate as run_evaluate
+
+    _emit(run_evaluate(run, Dataset(dataset), linear_probe=linear_probe, device=device), as_json)
+
+
+@app.command(rich_help_panel=_TRAINING)
+def search(
+    run: RunArgument,
+    dataset: DatasetArgument,
+    query: Annotated[str, typer.Argument(help="What to look for.", show_default=False)],
+    top: Annotated[int, typer.Option(help="Images to list.", min=1)] = 10,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Find the images that fit a text best.
+
+    Example: coreclip search run flickr "a dog on a beach" --top 5
+    """
+    from coreclip.pipeline import Dataset
+    from coreclip.training import search as run_search
+
+    results = run_search(run, Dataset(dataset), query, top=top, device=device)
+    _emit({"query": query, "results": results}, as_json, _as_hits)
+
+
+def _as_hits(result: dict[str, Any]) -> str:
+    return "\n".join(
+        f"{hit['rank']:>3}  {hit['score']:.3f}  index {hit['index']}  {hit['key']}  {hit['captions'][0]}"
+        for hit in result["results"]
+    )
+
+
+@app.command(rich_help_panel=_PROFILING)
+def profile(
+    dataset: DatasetArgument,
+    subset: SubsetOption = None,
+    steps: Annotated[int, typer.Option(help="Steps measured in each condition.", min=8)] = 30,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    html: Annotated[Path | None, typer.Option(help="Also write the report as a page.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run real training steps and name what slows them down.
+
+    Example: coreclip profile flickr --set data.batch_size=128
+    """
+    raise NotImplementedError
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Argument(help="Directory for the report and all it was made of.")] = Path("demo-report"),
+    minutes: Annotated[float, typer.Option(help="Wall time that the demonstration may take.")] = 5.0,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw image-text pairs, run the whole path on them and write a report.
+
+    Example: coreclip demo demo-report --minutes 5
+    """
+    from coreclip.demo import run_demo
+
+    _emit(run_demo(out, minutes=minutes, seed=seed), as_json)

@@ -1,0 +1,284 @@
+"""Configuration of a run: frozen dataclasses, filled from TOML and ``section.key=value`` overrides.
+
+Unknown keys, wrong types and values out of range are refused with the allowed ones named.
+"""
+
+import dataclasses
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from coreclip.errors import CoreclipError
+
+
+def _require(condition: bool, name: str, value: object, rule: str) -> None:
+    if not condition:
+        raise CoreclipError(
+            f"{name} = {value!r} is not allowed: {rule}; change it in the configuration or with --set {name}=VALUE"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """How batches are made.
+
+    Attributes
+    ----------
+    image_size : int
+        Side of the square images that the model sees, pixels.
+    crop_scale : (float, float)
+        Range of the random crop's area, as a fraction of the image's.
+    batch_size : int
+        Pairs in a training batch.
+    workers : int
+        Decoding threads.
+    """
+
+    image_size: int = 64
+    crop_scale: tuple[float, float] = (0.9, 1.0)
+    batch_size: int = 256
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        _require(8 <= self.image_size <= 1024, "data.image_size", self.image_size, "8 to 1024 pixels")
+        low, high = self.crop_scale
+        _require(0 < low <= high <= 1, "data.crop_scale", self.crop_scale, "0 < low <= high <= 1")
+        _require(
+            2 <= self.batch_size <= 1 << 20,
+            "data.batch_size",
+            self.batch_size,
+            "2 to 1,048,576; a contrast needs a second pair",
+        )
+        _require(1 <= self.workers <= 256, "data.workers", self.workers, "1 to 256")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Shapes of the two towers.
+
+    Attributes
+    ----------
+    image_tower : {"cnn", "vit"}
+    image_width : int
+        Channels of the CNN's first stage (each of the next three doubles them), or the ViT's width.
+    image_depth : int
+        Residual blocks of each CNN stage, or the ViT's layers.
+    patch_size : int
+        The ViT's, pixels; must divide ``data.image_size``.
+    text_tower : {"transformer", "cbow"}
+        ``cbow``: the mean of the words' embeddings and an MLP; faster, blind to word order.
+    text_width, text_depth, heads : int
+        Of the text Transformer (``heads`` of the ViT too).
+    embed_dim : int
+        Of the common space.
+    context : int
+        Tokens of a caption that the text tower reads.
+    """
+
+    image_tower: str = "cnn"
+    image_width: int = 48
+    image_depth: int = 1
+    patch_size: int = 8
+    text_tower: str = "transformer"
+    text_width: int = 128
+    text_depth: int = 2
+    heads: int = 4
+    embed_dim: int = 256
+    context: int = 32
+
+    def __post_init__(self) -> None:
+        _require(self.image_tower in ("cnn", "vit"), "model.image_tower", self.image_tower, "one of cnn, vit")
+        _require(
+            self.text_tower in ("transformer", "cbow"), "model.text_tower", self.text_tower, "one of transformer, cbow"
+        )
+        for name in ("image_width", "image_depth", "patch_size", "text_width", "text_depth", "heads", "embed_dim"):
+            _require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
+        _require(4 <= self.context <= 1024, "model.context", self.context, "4 to 1024 tokens")
+        uses_heads = {"text_width": self.text_tower == "transformer", "image_width": self.image_tower == "vit"}
+        for name in (name for name, used in uses_heads.items() if used):
+            _require(
+                getattr(self, name) % self.heads == 0,
+                f"model.{name}",
+                getattr(self, name),
+                f"a multiple of model.heads = {self.heads}",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How the model is trained.
+
+    Attributes
+    ----------
+    lr : float
+        Peak learning rate of AdamW.
+    weight_decay : float
+        On matrices only.
+    beta1, beta2, eps : float
+        AdamW's.
+    warmup : float
+        Fraction of the budget over which the learning rate rises; but 100 steps at least, and a fifth of the budget at most.
+    clip_norm : float
+        Largest norm of the whole gradient.
+    temperature : float
+        First value of the softmax temperature (1 / exp(logit_scale)).
+    precision : {"auto", "fp32", "bf16"}
+        ``auto`` measures at the start and keeps the faster one.
+    checkpoint_seconds : float
+        Time between two checkpoints.
+    signals : bool
+        Whether each pair's loss, correctness and margin are recorded.
+    seed : int
+    """
+
+    lr: float = 1e-3
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.98
+    eps: float = 1e-6
+    warmup: float = 0.03
+    clip_norm: float = 1.0
+    temperature: float = 0.07
+    precision: str = "auto"
+    checkpoint_seconds: float = 60.0
+    signals: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(0 < self.lr < 1, "train.lr", self.lr, "between 0 and 1")
+        _require(0 <= self.weight_decay < 10, "train.weight_decay", self.weight_decay, "0 to 10")
+        for name in ("beta1", "beta2"):
+            _require(0 <= getattr(self, name) < 1, f"train.{name}", getattr(self, name), "0 <= beta < 1")
+        _require(self.eps > 0, "train.eps", self.eps, "above 0")
+        _require(0 <= self.warmup <= 0.2, "train.warmup", self.warmup, "a fraction of the budget, 0 to 0.2")
+        _require(self.clip_norm > 0, "train.clip_norm", self.clip_norm, "above 0")
+        _require(0.01 <= self.temperature <= 10, "train.temperature", self.temperature, "0.01 to 10")
+        _require(
+            self.precision in ("auto", "fp32", "bf16"), "train.precision", self.precision, "one of auto, fp32, bf16"
+        )
+        _require(self.checkpoint_seconds > 0, "train.checkpoint_seconds", self.checkpoint_seconds, "above 0")
+        _require(0 <= self.seed < 2**63, "train.seed", self.seed, "0 to 2**63 - 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All that a run depends on beside its data and its budget."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        if self.model.image_tower == "vit":
+            _require(
+                self.data.image_size % self.model.patch_size == 0,
+                "model.patch_size", self.model.patch_size, f"a divisor of data.image_size = {self.data.image_size}",
+            )  # fmt: skip
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration.
+
+    Parameters
+    ----------
+    path : path or None
+        A TOML file with the sections ``data``, ``model``, ``train``; None for the defaults.
+    overrides : sequence of str
+        ``"train.lr=1e-3"``; the later one wins.
+
+    Raises
+    ------
+    CoreclipError
+        For a file that can't be read, an unknown section or key, a wrong type, a value out of range.
+    """
+    table: dict[str, Any] = {}
+    if path is not None:
+        try:
+            table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise CoreclipError(f"configuration {path} can't be read: {error.strerror}; check the path") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise CoreclipError(f"configuration {path} is not TOML: {error}; mend that place") from None
+    for override in overrides:
+        _apply_override(table, override)
+    return config_from_table(table)
+
+
+def config_from_table(table: dict[str, Any]) -> Config:
+    """Build a :class:`Config` from nested dictionaries, refusing what it does not know."""
+    sections = {f.name: typing.get_type_hints(Config)[f.name] for f in dataclasses.fields(Config)}
+    built: dict[str, Any] = {}
+    for section, values in table.items():
+        if section not in sections:
+            raise CoreclipError(f"unknown section [{section}] in the configuration; known: {', '.join(sections)}")
+        if not isinstance(values, dict):
+            raise CoreclipError(f"{section} = {values!r} in the configuration: a section is a table; write [{section}]")
+        built[section] = _build_section(section, sections[section], values)
+    return Config(**built)
+
+
+def config_to_table(config: Config) -> dict[str, dict[str, Any]]:
+    """Return ``config`` as nested dictionaries of TOML's types."""
+    return {
+        section: {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        for section, values in dataclasses.asdict(config).items()
+    }
+
+
+def config_to_toml(config: Config) -> str:
+    """Return ``config``, every value spelled out, as TOML that :func:`load_config` reads back equal."""
+    lines = []
+    for section, values in config_to_table(config).items():
+        lines += [f"[{section}]", *(f"{key} = {_toml_value(value)}" for key, value in values.items()), ""]
+    return "\n".join(lines)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml_value, value)) + "]"
+    return repr(value)
+
+
+def _apply_override(table: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not equals or not dot or not key:
+        raise CoreclipError(f"--set {override!r} is not of the form section.key=value; e.g. --set train.lr=1e-3")
+    try:
+        value = tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare word, e.g. model.image_tower=vit
+    if not isinstance(table.setdefault(section, {}), dict):
+        raise CoreclipError(f"{section} in the configuration is not a table; write [{section}]")
+    table[section][key] = value
+
+
+def _build_section(section: str, kind: type, values: dict[str, Any]) -> Any:
+    hints = typing.get_type_hints(kind)
+    for key, value in values.items():
+        if key not in hints:
+            raise CoreclipError(f"unknown key {section}.{key} in the configuration; known: {', '.join(hints)}")
+        values = {**values, key: _coerce(f"{section}.{key}", value, hints[key])}
+    return kind(**values)
+
+
+def _coerce(name: str, value: Any, kind: Any) -> Any:
+    if isinstance(kind, types.GenericAlias):  # tuple[float, float]
+        parts = typing.get_args(kind)
+        if isinstance(value, (list, tuple)) and len(value) == len(parts):
+            return tuple(_coerce(name, item, part) for item, part in zip(value, parts, strict=True))
+        raise CoreclipError(f"{name} = {value!r} must be a list of {len(parts)} numbers")
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        raise CoreclipError(f"{name} = {value!r} must be of type {kind.__name__}")
+    return value

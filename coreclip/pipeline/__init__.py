@@ -1,0 +1,68 @@
+"""Image-text pairs in, FFCV data sets of checked samples, batches out.
+
+A façade: every name is imported on first use, so that ``coreclip --help`` stays quick.
+"""
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from coreclip.pipeline.convert import ConvertReport, convert
+    from coreclip.pipeline.dataset import Dataset
+    from coreclip.pipeline.ffcv_loader import make_ffcv_loader
+    from coreclip.pipeline.inspect import inspect
+    from coreclip.pipeline.loader import Batch, Loader, make_loader
+    from coreclip.pipeline.scenes import draw_scenes
+    from coreclip.pipeline.tokenizer import Tokenizer
+
+__all__ = [
+    "Batch",
+    "ConvertReport",
+    "Dataset",
+    "Loader",
+    "Tokenizer",
+    "convert",
+    "draw_scenes",
+    "inspect",
+    "make_ffcv_loader",
+    "make_loader",
+]
+
+_MODULES = {
+    "Batch": "coreclip.pipeline.loader",
+    "ConvertReport": "coreclip.pipeline.convert",
+    "Dataset": "coreclip.pipeline.dataset",
+    "Loader": "coreclip.pipeline.loader",
+    "Tokenizer": "coreclip.pipeline.tokenizer",
+    "convert": "coreclip.pipeline.convert",
+    "draw_scenes": "coreclip.pipeline.scenes",
+    "inspect": "coreclip.pipeline.inspect",
+    "make_ffcv_loader": "coreclip.pipeline.ffcv_loader",
+    "make_loader": "coreclip.pipeline.loader",
+}
+
+
+class _Facade(ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        # The import system binds each sub-module to its package; where a function has its module's name
+        # (convert, inspect), the package's attribute must stay the function.
+        if name in _MODULES and isinstance(value, ModuleType):
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Facade
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

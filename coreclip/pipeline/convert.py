@@ -1,0 +1,504 @@
+"""Sources to a data set: scan, train the tokenizer, prepare every image in worker processes, write shards, publish.
+
+The work happens in ``.NAME.partial`` beside the data set. What is written depends on the sources and options alone, not
+on the number of workers nor on how often the conversion was stopped. Left out: remote sources.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import string
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import coreclip
+from coreclip.errors import CoreclipError
+from coreclip.files import check_free_disk, lock, publish, read_json, remove, sha256_file, write_json
+from coreclip.pipeline.beton import field_names
+from coreclip.pipeline.dataset import FORMAT_VERSION
+from coreclip.pipeline.journal import ShardEntry
+from coreclip.pipeline.ledger import count_reasons, merge, pairs_schema, rejects_schema, write_rejects
+from coreclip.pipeline.manifest import ManifestWriter, Plan, read_captions, read_manifest
+from coreclip.pipeline.preparing import ImageOptions, Outcome, prepare_images
+from coreclip.pipeline.records import Record, Reject, Source
+from coreclip.pipeline.shards import ShardSequence, Staging
+from coreclip.pipeline.sources import find_sources, scan
+from coreclip.pipeline.tokenizer import Tokenizer, check_vocab_size
+from coreclip.pipeline.workers import WorkerPool
+from coreclip.progress import Progress
+
+_CHUNK_ROWS, _CHUNK_BYTES = 32, 16 << 20
+_CHUNKS_PER_WORKER = 3  # under way at once: one at work, two waiting
+_SMALLEST_SHARD = 1 << 16
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertReport:
+    """What a conversion has done.
+
+    Attributes
+    ----------
+    pairs, rejected : int
+        Samples stored and refused; ``rejects.parquet`` says why.
+    seconds : float
+        Of this call.
+    pairs_per_second : float
+    bytes_in : int
+        Of the source images.
+    bytes_out : int
+        Of the shards.
+    already_done : bool
+        The data set was there, made from the same sources with the same options, and its files are whole.
+    """
+
+    pairs: int
+    rejected: int
+    seconds: float
+    pairs_per_second: float
+    bytes_in: int
+    bytes_out: int
+    already_done: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """The checked arguments of :func:`convert`."""
+
+    target: Path
+    sources: list[Source]
+    tokenizer: Tokenizer | None
+    class_names: list[str] | None
+    template: str
+    vocab_size: int
+    context: int
+    workers: int
+    shard_bytes: int
+    images: ImageOptions
+    request: dict[str, Any]
+
+
+def convert(
+    sources: Sequence[PathLike],
+    dataset: PathLike,
+    *,
+    captions: PathLike | None = None,
+    class_names: Sequence[str] | None = None,
+    template: str = "{}",
+    tokenizer: PathLike | None = None,
+    vocab_size: int = 4096,
+    context: int = 32,
+    max_side: int | None = None,
+    check: str = "decode",
+    workers: int | None = None,
+    shard_bytes: int = 256 << 20,
+    max_pixels: int = 179_000_000,
+    quality: int = 95,
+) -> ConvertReport:
+    """Convert image-text pairs to a data set.
+
+    A conversion that was stopped goes on behind its last whole shard when it is run again; one that is finished is
+    verified.
+
+    Parameters
+    ----------
+    sources : sequence of path
+        WebDataset ``.tar`` files, folders of them, patterns like ``train-{00000..00004}.tar``; folders with a captions
+        table, or the table; IDX files of images.
+    dataset : path
+        The folder to make.
+    captions : path, optional
+        Table of the one folder in ``sources``, if it lies elsewhere.
+    class_names : sequence of str, optional
+        Names of the classes 0, 1, ...; a labelled pair without captions gets ``template.format(name)``.
+    template : str
+        Has one ``{}``.
+    tokenizer : path, optional
+        A ``tokenizer.json``, or a data set whose tokenizer is taken; by default one is trained on the captions.
+    vocab_size : int
+        Of a tokenizer that is trained, at most.
+    context : int
+        Tokens of a stored caption.
+    max_side : int, optional
+        Pixels; larger images are shrunk to it.
+    check : {"decode", "header"}
+        ``"header"`` does not decode JPEGs that are stored as they are.
+    workers : int, optional
+        Processes; by default one for each core.
+    shard_bytes : int
+        Image bytes of a shard.
+    max_pixels : int
+        Larger images are refused.
+    quality : int
+        Of the JPEGs that are stored anew, 1..95.
+
+    Returns
+    -------
+    ConvertReport
+
+    Raises
+    ------
+    CoreclipError
+        For sources or options that are not allowed, an output that is there already and differs, no pair at all,
+        a worker that dies, a full disk.
+    """
+    start = time.monotonic()
+    images = ImageOptions(max_side=max_side, check=check, max_pixels=max_pixels, quality=quality)
+    job = _check_arguments(
+        sources=sources,
+        dataset=dataset,
+        captions=captions,
+        class_names=class_names,
+        template=template,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        context=context,
+        workers=len(os.sched_getaffinity(0)) if workers is None else workers,
+        shard_bytes=shard_bytes,
+        images=images,
+    )
+    with lock(job.target):
+        already_done = _is_there(job.target)
+        if already_done:
+            _verify(job.target, job.request)
+        else:
+            with _explained_full_disk(job.target):
+                _convert(job)
+        info = read_json(job.target / "dataset.json", "data set description")
+    seconds = time.monotonic() - start
+    return ConvertReport(
+        pairs=info["pairs"],
+        rejected=info["rejected"],
+        seconds=seconds,
+        pairs_per_second=info["pairs"] / max(seconds, 1e-9),
+        bytes_in=info["bytes_in"],
+        bytes_out=info["bytes_out"],
+        already_done=already_done,
+    )
+
+
+def _check_arguments(
+    *,
+    sources: Sequence[PathLike],
+    dataset: PathLike,
+    captions: PathLike | None,
+    class_names: Sequence[str] | None,
+    template: str,
+    tokenizer: PathLike | None,
+    vocab_size: int,
+    context: int,
+    workers: int,
+    shard_bytes: int,
+    images: ImageOptions,
+) -> _Job:
+    _check_ranges(context, workers, shard_bytes, images)
+    check_vocab_size(vocab_size)
+    _check_classes(class_names, template)
+    found = find_sources(sources, captions, class_names)
+    chosen = _load_tokenizer(tokenizer) if tokenizer is not None else None
+    names = None if class_names is None else list(class_names)
+    options = {
+        **asdict(images),
+        "class_names": names,
+        "template": template,
+        "tokenizer": None if chosen is None else chosen.sha256,
+        "vocab_size": vocab_size if chosen is None else None,
+        "context": context,
+        "shard_bytes": shard_bytes,
+    }
+    identities = [identity for source in found for identity in source.identity()]
+    return _Job(
+        target=Path(os.path.abspath(dataset)),
+        sources=found,
+        tokenizer=chosen,
+        class_names=names,
+        template=template,
+        vocab_size=vocab_size,
+        context=context,
+        workers=workers,
+        shard_bytes=shard_bytes,
+        images=images,
+        request={"sources": identities, "options": options, "version": coreclip.__version__},
+    )
+
+
+def _check_ranges(context: int, workers: int, shard_bytes: int, images: ImageOptions) -> None:
+    rules = (
+        (4 <= context <= 1024, "context", context, "4 to 1024 tokens"),
+        (1 <= workers <= 256, "workers", workers, "1 to 256 processes"),
+        (_SMALLEST_SHARD <= shard_bytes <= 1 << 40, "shard_bytes", shard_bytes, f"{_SMALLEST_SHARD} to 2**40"),
+        (images.max_side is None or images.max_side >= 1, "max_side", images.max_side, "at least 1 pixel"),
+        (images.check in ("decode", "header"), "check", images.check, "decode or header"),
+        (images.max_pixels >= 1, "max_pixels", images.max_pixels, "at least 1"),
+        (1 <= images.quality <= 95, "quality", images.quality, "1 to 95"),
+    )
+    for holds, name, value, rule in rules:
+        if not holds:
+            raise CoreclipError(f"{name} = {value} is not allowed: {rule}")
+
+
+def _check_classes(class_names: Sequence[str] | None, template: str) -> None:
+    try:
+        fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError:
+        fields = []
+    if fields not in ([""], ["0"]):
+        raise CoreclipError(f"template = {template!r} is not allowed: it has {{}} once, where the class name goes")
+    if class_names is None:
+        return
+    names = [class_names] if isinstance(class_names, str) else list(class_names)
+    if isinstance(class_names, str) or not names or len(set(names)) < len(names) or not all(map(str.strip, names)):
+        raise CoreclipError(
+            f"--classes {','.join(names)} is not allowed: a list of different names, none of them empty, in the order "
+            f"of the class numbers"
+        )
+
+
+def _load_tokenizer(tokenizer: PathLike) -> Tokenizer:
+    if os.fspath(tokenizer) == "clip":
+        raise CoreclipError("tokenizer clip is not supported yet; leave it out, or name a tokenizer.json or a data set")
+    path = Path(tokenizer)
+    return Tokenizer.load(path / "tokenizer.json" if path.is_dir() else path)
+
+
+def _is_there(target: Path) -> bool:
+    if (target / "dataset.json").is_file():
+        return True
+    if target.is_dir() and not any(target.iterdir()):
+        return False
+    if target.exists() or target.is_symlink():
+        raise CoreclipError(f"{target} exists and is not a data set; it is left as it is; name another output")
+    return False
+
+
+def _verify(target: Path, request: dict[str, Any]) -> None:
+    """Refuse a finished data set that is made from something else, or whose files are not what they were."""
+    info = read_json(target / "dataset.json", "data set description")
+    try:
+        there, wanted = info["convert"], request
+        differences = [
+            f"{name} ({there['options'].get(name)!r} there, {value!r} now)"
+            for name, value in wanted["options"].items()
+            if there["options"].get(name) != value
+        ]
+        if _without_paths(there["sources"]) != _without_paths(wanted["sources"]):
+            differences.insert(0, "sources")
+        hashes = {shard["file"]: shard["sha256"] for shard in info["shards"]}
+        hashes |= {"pairs.parquet": info["pairs_sha256"], "rejects.parquet": info["rejects_sha256"]}
+        hashes["tokenizer.json"] = info["tokenizer_sha256"]
+    except (KeyError, TypeError, AttributeError):
+        raise CoreclipError(
+            f"data set {target} is damaged: dataset.json lacks an entry; remove it, convert again"
+        ) from None
+    if differences:
+        raise CoreclipError(
+            f"{target} is there already, converted with other {', '.join(differences)}; remove it or name another output"
+        )
+    for name, sha256 in hashes.items():
+        if not (target / name).is_file() or sha256_file(target / name) != sha256:
+            state = "is missing" if not (target / name).is_file() else "has changed since it was written"
+            raise CoreclipError(f"data set {target} is damaged: {name} {state}; remove {target} and convert again")
+
+
+def _without_paths(identities: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sources that were moved are the same sources."""
+    return [{**identity, "path": Path(identity["path"]).name} for identity in identities]
+
+
+@contextlib.contextmanager
+def _explained_full_disk(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise CoreclipError(
+            f"the disk of {target} is full ({error.strerror}); free some and run the same command again to go on"
+        ) from None
+
+
+def _convert(job: _Job) -> None:
+    staging = Staging(job.target.with_name(f".{job.target.name}.partial"))
+    if not _is_finished(staging, job.request):
+        plan = _plan(staging, job)
+        tokenizer = Tokenizer.load(staging.path / "tokenizer.json")
+        shards = _write_shards(staging, plan, tokenizer, job)
+        _finish(staging, shards, plan, tokenizer, job)
+    remove(staging.work)
+    publish(staging.path, job.target)
+
+
+def _is_finished(staging: Staging, request: dict[str, Any]) -> bool:
+    """Whether a run before this one wrote all and was stopped before it published; it must be the same conversion."""
+    description = staging.path / "dataset.json"
+    return description.is_file() and read_json(description, "data set description")["convert"] == request
+
+
+def _plan(staging: Staging, job: _Job) -> Plan:
+    """Return what the scan finds, or has found if a run before this one with the same request got so far."""
+    request_file, plan_file = staging.work / "request.json", staging.work / "plan.json"
+    if (
+        plan_file.is_file()
+        and request_file.is_file()
+        and read_json(request_file, "request of a conversion") == job.request
+    ):
+        return Plan(**read_json(plan_file, "plan of a conversion"))
+    remove(staging.path)
+    staging.work.mkdir(parents=True)
+    write_json(request_file, job.request)
+    plan, rejects = _scan(staging, job)
+    write_rejects(staging.work / "rejects-scan.parquet", rejects)
+    if plan.rows == 0:
+        _give_up(staging, job)
+    if job.class_names is not None and not plan.labels:
+        remove(staging.path)
+        raise CoreclipError(
+            f"--classes {','.join(job.class_names)} names classes, but no pair of the sources has a class number; "
+            f"leave it out"
+        )
+    needed = plan.bytes_to_store + plan.rows * 512 + 2 * job.context * plan.rows * plan.captions_per_row
+    check_free_disk(job.target, needed)
+    print(
+        f"plan: {plan.rows:,} pairs with {plan.captions:,} captions, about {needed >> 20:,} MiB, {job.workers} workers",
+        file=sys.stderr,
+    )
+    tokenizer = job.tokenizer or Tokenizer.train(read_captions(staging.work / "manifest.parquet"), job.vocab_size)
+    tokenizer.save(staging.path / "tokenizer.json")
+    write_json(plan_file, asdict(plan))
+    return plan
+
+
+def _scan(staging: Staging, job: _Job) -> tuple[Plan, list[Reject]]:
+    rejects = []
+    with (
+        ManifestWriter(staging.work / "manifest.parquet") as manifest,
+        Progress(None, "scanning", "samples") as progress,
+    ):
+        for source in job.sources:
+            for item in scan(source, job.class_names, job.template):
+                if isinstance(item, Reject):
+                    rejects.append(item)
+                else:
+                    manifest.add(item)
+                progress.advance()
+    return manifest.plan, rejects
+
+
+def _write_shards(staging: Staging, plan: Plan, tokenizer: Tokenizer, job: _Job) -> list[ShardEntry]:
+    """Prepare and store every candidate that no whole shard of an earlier run covers."""
+    with (
+        ShardSequence(staging, plan, context=job.context, shard_bytes=job.shard_bytes) as shards,
+        Progress(plan.rows, "converting", "pairs") as progress,
+        WorkerPool(job.workers) as pool,
+    ):
+        progress.advance(shards.next_row)
+        records = read_manifest(staging.work / "manifest.parquet", shards.next_row)
+        for chunk, outcomes in _prepared(pool, records, job):
+            tokens = _tokenise(tokenizer, chunk, plan.captions_per_row, job.context)
+            for record, outcome, row_tokens in zip(chunk, outcomes, tokens, strict=True):
+                shards.add(record, outcome, row_tokens)
+            progress.advance(len(chunk))
+    write_rejects(staging.work / "rejects-rest.parquet", shards.rejects)
+    if not shards.entries:
+        _give_up(staging, job)
+    return shards.entries
+
+
+def _prepared(pool: WorkerPool, records: Iterator[Record], job: _Job) -> Iterator[tuple[list[Record], list[Outcome]]]:
+    """Yield chunks with their outcomes in order, while a bounded number of later chunks is under way."""
+    under_way: deque[tuple[list[Record], Future[Any]]] = deque()
+    for chunk in _chunks(records):
+        under_way.append((chunk, pool.submit(prepare_images, [record.image for record in chunk], job.images)))
+        if len(under_way) == _CHUNKS_PER_WORKER * job.workers:
+            first, future = under_way.popleft()
+            yield first, future.result()
+    for first, future in under_way:
+        yield first, future.result()
+
+
+def _chunks(records: Iterator[Record]) -> Iterator[list[Record]]:
+    chunk: list[Record] = []
+    n_bytes = 0
+    for record in records:
+        if chunk and (len(chunk) == _CHUNK_ROWS or n_bytes + record.image.size > _CHUNK_BYTES):
+            yield chunk
+            chunk, n_bytes = [], 0
+        chunk.append(record)
+        n_bytes += record.image.size
+    if chunk:
+        yield chunk
+
+
+def _tokenise(tokenizer: Tokenizer, records: list[Record], captions_per_row: int, context: int) -> np.ndarray:
+    """Return the stored tokens as uint16 (len(records), captions_per_row, context), zeros where a caption is missing."""
+    stored = np.zeros((len(records), captions_per_row, context), dtype=np.uint16)
+    counts = [min(len(record.captions), captions_per_row) for record in records]
+    texts = [text for record, count in zip(records, counts, strict=True) for text in record.captions[:count]]
+    has_caption = np.arange(captions_per_row) < np.array(counts)[:, None]
+    stored[has_caption] = tokenizer.encode(texts, context)
+    return stored
+
+
+def _finish(staging: Staging, shards: list[ShardEntry], plan: Plan, tokenizer: Tokenizer, job: _Job) -> None:
+    """Write the data set's tables, and its description last: with it the data set is whole."""
+    pairs, rejects = staging.path / "pairs.parquet", staging.path / "rejects.parquet"
+    numbers = range(len(shards))
+    merge((staging.part("pairs", i) for i in numbers), pairs, pairs_schema(plan.labels, plan.columns))
+    merge(_reject_parts(staging, len(shards)), rejects, rejects_schema())
+    write_json(staging.path / "dataset.json", _describe(shards, pairs, rejects, plan, tokenizer, job))
+
+
+def _reject_parts(staging: Staging, n_shards: int) -> list[Path]:
+    work = staging.work
+    parts = [work / "rejects-scan.parquet", *(staging.part("rejects", i) for i in range(n_shards))]
+    return [*parts, work / "rejects-rest.parquet"]
+
+
+def _describe(
+    shards: list[ShardEntry], pairs: Path, rejects: Path, plan: Plan, tokenizer: Tokenizer, job: _Job
+) -> dict[str, Any]:
+    n = sum(shard.rows for shard in shards)
+    pairs_sha256 = sha256_file(pairs)
+    contents = [*(shard.sha256 for shard in shards), pairs_sha256, tokenizer.sha256]
+    return {
+        "format_version": FORMAT_VERSION,
+        "n": n,
+        "pairs": n,
+        "rejected": sum(count_reasons(rejects).values()),
+        "fields": field_names(plan.labels),
+        "shards": [shard.to_info() for shard in shards],
+        "context": job.context,
+        "captions_per_row": plan.captions_per_row,
+        "class_names": job.class_names,
+        "tokenizer_sha256": tokenizer.sha256,
+        "pairs_sha256": pairs_sha256,
+        "rejects_sha256": sha256_file(rejects),
+        "fingerprint": hashlib.sha256("\n".join(contents).encode()).hexdigest(),
+        "bytes_in": plan.bytes_in,
+        "bytes_out": sum(shard.bytes for shard in shards),
+        "convert": job.request,
+    }
+
+
+def _give_up(staging: Staging, job: _Job) -> None:
+    """Say why there is no pair at all, and leave nothing."""
+    reasons: dict[str, int] = {}
+    for part in _reject_parts(staging, 0):
+        for reason, count in count_reasons(part).items() if part.is_file() else ():
+            reasons[reason] = reasons.get(reason, 0) + count
+    remove(staging.path)
+    names = ", ".join(identity["path"] for identity in job.request["sources"][:3])
+    why = "; ".join(f"{count} x {reason}" for reason, count in list(reasons.items())[:5]) or "they hold no sample"
+    raise CoreclipError(
+        f"no pair in {names}{' ...' if len(job.request['sources']) > 3 else ''}: {why}; check the sources"
+    )

@@ -1,0 +1,496 @@
+"""A converted data set on disk: ``dataset.json``, shards, ``pairs.parquet``, ``rejects.parquet``, ``tokenizer.json``.
+
+Opening reads ``dataset.json`` alone; shards are mapped and columns of the table read when they are first asked for.
+Left out: writing (``convert``), batches (``make_loader``) and the check of every byte against its hash.
+"""
+
+import io
+import json
+import mmap
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from coreclip.errors import CoreclipError
+from coreclip.files import read_json
+from coreclip.pipeline.beton import MODES, Shard, field_names, read_shard
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+    from coreclip.pipeline.tokenizer import Tokenizer
+
+FORMAT_VERSION = 1
+
+
+class Dataset:
+    """A converted data set, read-only.
+
+    Every pair is known by its **index**, 0..n-1 over the whole data set.
+
+    Parameters
+    ----------
+    path : path
+        The folder that ``convert`` made.
+
+    Attributes
+    ----------
+    path : Path
+    info : dict
+        ``dataset.json``.
+    n : int
+        Pairs.
+    fingerprint : str
+        Changes with any stored byte of the pairs.
+    class_names : list of str or None
+    context : int
+        Tokens of a stored caption.
+    captions_per_row : int
+        Captions of a pair whose tokens are stored.
+    tokenizer_sha256 : str
+        Of the tokenizer that made the stored tokens.
+
+    Raises
+    ------
+    CoreclipError
+        For a folder that is no data set or is of another format version.
+
+    Examples
+    --------
+    >>> dataset = Dataset("flickr")  # doctest: +SKIP
+    >>> dataset.captions(0), dataset.image(0).shape  # doctest: +SKIP
+    (['a dog on a beach'], (375, 500, 3))
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.info: dict[str, Any] = _read_info(self.path)
+        self.n: int = self.info["n"]
+        self.fingerprint: str = self.info["fingerprint"]
+        self.class_names: list[str] | None = self.info["class_names"]
+        self.context: int = self.info["context"]
+        self.captions_per_row: int = self.info["captions_per_row"]
+        self.tokenizer_sha256: str = self.info["tokenizer_sha256"]
+        self._first_index = np.cumsum([0, *(shard["rows"] for shard in self.info["shards"])])
+        self._open: dict[int, Shard] = {}
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __repr__(self) -> str:
+        return f"Dataset({str(self.path)!r}, n={self.n})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unmap the shards that single reads have opened; they are opened anew when they are needed."""
+        while self._open:
+            self._open.popitem()[1].close()
+
+    @cached_property
+    def pairs(self) -> "pd.DataFrame":
+        """The whole of ``pairs.parquet``, one row for each pair, in order."""
+        return self.columns(None).to_pandas()
+
+    @cached_property
+    def labels(self) -> np.ndarray | None:
+        """Class numbers, int64 (n,), or None where the data set has none."""
+        if "label" not in self.info["fields"]:
+            return None
+        labels = self._column("label").to_numpy()
+        n_classes = len(self.class_names) if self.class_names is not None else np.iinfo(np.int64).max
+        if labels.dtype != np.int64 or labels.min() < 0 or labels.max() >= n_classes:
+            raise CoreclipError(
+                f"{self.path / 'pairs.parquet'} is damaged: labels must be integers from 0 to {n_classes - 1}; convert again"
+            )
+        return labels
+
+    @cached_property
+    def keys(self) -> np.ndarray:
+        """The pairs' keys in their source, object (n,)."""
+        return self._column("key").to_numpy()
+
+    @cached_property
+    def tolerated(self) -> np.ndarray:
+        """Bool (n,): True where ``convert`` kept an image with a warning (for example, stray bytes in the JPEG)."""
+        return self._column("warning").to_numpy() != ""
+
+    def captions(self, index: int) -> list[str]:
+        """Return the captions of one pair."""
+        shard, row = self._locate(index)
+        return shard.captions(row)
+
+    def all_captions(self) -> tuple[list[str], np.ndarray]:
+        """Return every caption and where each pair's begin.
+
+        Returns
+        -------
+        texts : list of str
+            Pair after pair.
+        offsets : int64 (n + 1,)
+            Pair i has ``texts[offsets[i] : offsets[i + 1]]``.
+        """
+        import pyarrow.compute as pc
+
+        column = self._column("captions")
+        offsets = np.zeros(self.n + 1, np.int64)
+        np.cumsum(pc.list_value_length(column).to_numpy(), out=offsets[1:])
+        texts: list[str] = []
+        for chunk in column.chunks:
+            texts += chunk.flatten().to_pylist()
+        if not (np.diff(offsets) > 0).all() or not all(isinstance(text, str) for text in texts):
+            raise CoreclipError(
+                f"{self.path / 'pairs.parquet'} is damaged: each pair must have one caption or more, all text; convert again"
+            )
+        return texts, offsets
+
+    def image_bytes(self, index: int) -> bytes:
+        """Return the stored bytes of one image: a JPEG, or raw pixels (see ``pairs["mode"]``)."""
+        shard, row = self._locate(index)
+        return shard.image_bytes(row)
+
+    def image(self, index: int) -> np.ndarray:
+        """Decode one image in full, strictly.
+
+        Returns
+        -------
+        uint8 (h, w, 3)
+            RGB.
+
+        Raises
+        ------
+        CoreclipError
+            Where the stored bytes are not the image that they should be.
+        """
+        shard, row = self._locate(index)
+        size = (int(shard.widths[row]), int(shard.heights[row]))
+        stored = shard.image_bytes(row)
+        if MODES[shard.modes[row]] == "raw":
+            return np.frombuffer(stored, np.uint8).reshape(size[1], size[0], 3).copy()
+        return _decode_jpeg(stored, size, f"the image of pair {index} in {shard.path}")
+
+    def stored_tokens(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return stored tokens.
+
+        Parameters
+        ----------
+        indices : int (b,)
+
+        Returns
+        -------
+        uint16 (b, captions_per_row, context)
+            Row j is caption j, all zero where there is no j-th caption.
+        """
+        indices = self._check_indices(indices)
+        tokens = np.empty((len(indices), self.captions_per_row, self.context), np.uint16)
+        numbers = np.searchsorted(self._first_index, indices, side="right") - 1
+        for number in np.unique(numbers).tolist():
+            here = numbers == number
+            tokens[here] = self._shard(number).tokens(indices[here] - self._first_index[number])
+        return tokens
+
+    def tokenizer(self) -> "Tokenizer":
+        """Return the tokenizer that made the stored tokens.
+
+        Raises
+        ------
+        CoreclipError
+            Where ``tokenizer.json`` is missing or another one.
+        """
+        from coreclip.pipeline.tokenizer import Tokenizer
+
+        path = self.path / "tokenizer.json"
+        tokenizer = Tokenizer.load(path)
+        if tokenizer.sha256 != self.tokenizer_sha256:
+            raise CoreclipError(
+                f"{path} has the hash {tokenizer.sha256[:12]}, the data set's tokens were made with {self.tokenizer_sha256[:12]}; "
+                "restore the file or convert again"
+            )
+        return tokenizer
+
+    def open_shards(self) -> "ShardSet":
+        """Map and check all shards; close the result, or use it as a context manager."""
+        shards: list[Shard] = []
+        try:
+            for number in range(len(self.info["shards"])):
+                shards.append(self._open_shard(number))  # noqa: PERF401 - what was opened must be closed
+            return ShardSet(shards, self.tolerated)
+        except BaseException:
+            for shard in shards:
+                shard.close()
+            raise
+
+    def shard_path(self, number: int) -> Path:
+        """Return the file of one shard.
+
+        Raises
+        ------
+        CoreclipError
+            For a number that is not 0 to the number of shards - 1.
+        """
+        n_shards = len(self.info["shards"])
+        if not 0 <= number < n_shards:
+            raise CoreclipError(f"shard {number} is not in {self.path}: it must be 0 to {n_shards - 1}")
+        return self.path / self.info["shards"][number]["file"]
+
+    def _locate(self, index: int) -> tuple[Shard, int]:
+        index = int(self._check_indices([index])[0])
+        number = int(np.searchsorted(self._first_index, index, side="right")) - 1
+        return self._shard(number), index - int(self._first_index[number])
+
+    def _check_indices(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        array = np.asarray(indices)
+        if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+            raise CoreclipError(
+                f"indices of type {array.dtype} and shape {array.shape} are not allowed: they must be a list of integers"
+            )
+        outside = (array < 0) | (array >= self.n)
+        if outside.any():
+            raise CoreclipError(
+                f"index {array[outside][0]} is not in {self.path}: it must be 0 to {self.n - 1}; check what made the indices"
+            )
+        return array.astype(np.int64)
+
+    def _shard(self, number: int) -> Shard:
+        if number not in self._open:
+            self._open[number] = self._open_shard(number)
+        return self._open[number]
+
+    def _open_shard(self, number: int) -> Shard:
+        """Map one shard and hold it against ``dataset.json``."""
+        entry = self.info["shards"][number]
+        shard = read_shard(self.shard_path(number))
+        first = int(self._first_index[number])
+        rules = (
+            ("bytes", len(shard.mapping), entry["bytes"]),
+            ("rows", shard.rows, entry["rows"]),
+            ("a context of", shard.context, self.context),
+            ("captions per row:", shard.captions_per_row, self.captions_per_row),
+            ("the fields", field_names(shard.label is not None), self.info["fields"]),
+            ("a first index of", int(shard.index[0]), first),
+            ("indices in order:", bool((np.diff(shard.index) == 1).all()), True),
+        )
+        for name, found, expected in rules:
+            if found != expected:
+                shard.close()
+                raise CoreclipError(
+                    f"shard {shard.path} has {name} {found}, dataset.json says {expected}; "
+                    "they are not of one data set: restore the file or convert again"
+                )
+        return shard
+
+    def _column(self, name: str) -> "pa.ChunkedArray":
+        return self.columns([name]).column(name)
+
+    def columns(self, names: list[str] | None) -> "pa.Table":
+        """Return columns of ``pairs.parquet``, checked to be whole.
+
+        Parameters
+        ----------
+        names : list of str or None
+            None for all; else ``index`` comes first.
+
+        Raises
+        ------
+        CoreclipError
+            For a file that is missing or damaged, has no such column, or whose rows are not the pairs in order.
+        """
+        path = self.path / "pairs.parquet"
+        table = read_table(path, None if names is None else ["index", *names])
+        in_order = table.num_rows == self.n and np.array_equal(table.column("index").to_numpy(), np.arange(self.n))
+        nulls = [name for name in names or () if table.column(name).null_count]
+        if not in_order or nulls:
+            raise CoreclipError(
+                f"{path} is damaged: its rows must be the {self.n} pairs in order, without gaps in {names or 'index'}; "
+                "restore the file or convert again"
+            )
+        return table
+
+
+class ShardSet:
+    """All shards of a data set mapped at once, as arrays over the **index**; a context manager.
+
+    Addresses are of this process's memory and good until :meth:`close`.
+
+    Attributes
+    ----------
+    n : int
+    context, captions_per_row : int
+        The shape of a token array is (captions_per_row, context).
+    shard : int32 (n,)
+    image_address, image_size : uint64 (n,)
+        Of the stored image bytes.
+    token_address : uint64 (n,)
+        Of the uint16 token array, 8-byte aligned.
+    mode : uint8 (n,)
+        0 = JPEG, 1 = raw pixels.
+    width, height : int32 (n,)
+    label : int64 (n,) or None
+    tolerated : bool (n,)
+        The image was kept with a warning; a decoder's complaint about it is no failure.
+    """
+
+    def __init__(self, shards: Sequence[Shard], tolerated: np.ndarray) -> None:
+        self._shards = tuple(shards)
+        bases = [np.uint64(shard.base_address) for shard in shards]
+        self.context = shards[0].context
+        self.captions_per_row = shards[0].captions_per_row
+        self.shard = np.repeat(np.arange(len(shards), dtype=np.int32), [shard.rows for shard in shards])
+        self.n = len(self.shard)
+        self.image_address = np.concatenate([s.image_addresses + base for s, base in zip(shards, bases, strict=True)])
+        self.image_size = np.concatenate([s.image_sizes for s in shards])
+        self.token_address = np.concatenate([s.token_addresses + base for s, base in zip(shards, bases, strict=True)])
+        self.mode = np.concatenate([s.modes for s in shards])
+        self.width = np.concatenate([s.widths for s in shards])
+        self.height = np.concatenate([s.heights for s in shards])
+        labels = [s.label for s in shards if s.label is not None]
+        self.label = np.concatenate(labels) if labels else None
+        self.tolerated = tolerated
+        self._bases = np.array(bases, np.uint64)
+        self.closed = False
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unmap the shards; nothing may read from the addresses any more. A second call does nothing."""
+        self.closed = True
+        for shard in self._shards:
+            shard.close()
+
+    def prefetch(self, indices: np.ndarray) -> None:
+        """Ask the system to read the images of ``indices`` (int64 (b,)) ahead; returns at once.
+
+        Reads of neighbouring pages are put together.
+        """
+        page = mmap.ALLOCATIONGRANULARITY
+        where = self.image_address[indices] - self._bases[self.shard[indices]]
+        first = (where // page).astype(np.int64)
+        last = ((where + self.image_size[indices] - np.uint64(1)) // page).astype(np.int64)
+        order = np.lexsort((first, self.shard[indices]))
+        shard, first, last = self.shard[indices][order], first[order], last[order]
+        breaks = np.flatnonzero((np.diff(shard) != 0) | (first[1:] > last[:-1] + 1)) + 1
+        for run in np.split(np.arange(len(order)), breaks):
+            if len(run):
+                start = int(first[run[0]]) * page
+                length = (int(last[run].max()) + 1) * page - start
+                mapping = self._shards[shard[run[0]]].mapping
+                mapping.madvise(mmap.MADV_WILLNEED, start, min(length, len(mapping) - start))
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> "pa.Table":
+    """Read columns of a Parquet file of a data set (None for all).
+
+    Raises
+    ------
+    CoreclipError
+        For a file that is missing, damaged, or without such a column.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            missing = [name for name in columns or () if name not in file.schema_arrow.names]
+            if missing:
+                raise CoreclipError(f"{path} has no column {missing[0]!r}; restore the file or convert again")
+            return file.read(columns)
+    except FileNotFoundError:
+        raise CoreclipError(f"{path} is missing, and a data set has one; restore the file or convert again") from None
+    except (OSError, pa.ArrowException) as error:
+        cause = str(error).partition("\n")[0]
+        raise CoreclipError(f"{path} is damaged ({cause}); restore the file or convert again") from None
+
+
+def _decode_jpeg(stored: bytes, size: tuple[int, int], name: str) -> np.ndarray:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(stored), formats=("JPEG",)) as image:
+            if image.size == size:
+                return np.array(image.convert("RGB"))
+            cause = f"it has {image.size[0]} x {image.size[1]} pixels, not {size[0]} x {size[1]}"
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        cause = str(error).partition("\n")[0]
+    raise CoreclipError(f"{name} can't be decoded: {cause}; the shard is damaged: restore it or convert again")
+
+
+_INFO_TYPES: dict[str, tuple[type, ...]] = {
+    "n": (int,),
+    "fields": (list,),
+    "shards": (list,),
+    "tokenizer_sha256": (str,),
+    "context": (int,),
+    "captions_per_row": (int,),
+    "class_names": (list, type(None)),
+    "fingerprint": (str,),
+}
+_SHARD_TYPES: dict[str, tuple[type, ...]] = {"file": (str,), "rows": (int,), "bytes": (int,), "sha256": (str,)}
+
+
+def _read_info(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        raise CoreclipError(f"no data set at {path}: it is not a folder; name the folder that `coreclip convert` made")
+    file = path / "dataset.json"
+    if not file.exists():
+        raise CoreclipError(
+            f"no data set at {path}: dataset.json is missing; run `coreclip convert` (again) to make it"
+        )
+    info = read_json(file, "data set description")
+    version = info.get("format_version") if isinstance(info, dict) else None
+    if version != FORMAT_VERSION:
+        raise CoreclipError(
+            f"{file} has the format version {json.dumps(version)}, this coreclip reads {FORMAT_VERSION}; "
+            "convert again, or use the version of coreclip that wrote it"
+        )
+    _check_types(file, info, _INFO_TYPES)
+    for shard in info["shards"]:
+        _check_types(file, shard, _SHARD_TYPES)
+    _check_info(file, info)
+    return info
+
+
+def _check_types(file: Path, table: Any, types: dict[str, tuple[type, ...]]) -> None:
+    for key, allowed in types.items():
+        value = table.get(key) if isinstance(table, dict) else None
+        if type(value) not in allowed or (value is None and key not in table):
+            names = " or ".join(kind.__name__ for kind in allowed)
+            _refuse(file, f"{key} is {json.dumps(value)[:80]}", f"it must be of type {names}")
+
+
+def _check_info(file: Path, info: dict[str, Any]) -> None:
+    n_rows = sum(shard["rows"] for shard in info["shards"])
+    if info["n"] < 1 or n_rows != info["n"] or any(shard["rows"] < 1 for shard in info["shards"]):
+        _refuse(file, f"n is {info['n']} and the shards have {n_rows} rows", "both must be the same, 1 or more")
+    for shard in info["shards"]:
+        # A name from a stranger's file must not lead out of the folder.
+        if Path(shard["file"]).name != shard["file"] or not shard["file"].endswith(".beton"):
+            _refuse(file, f"a shard is called {shard['file']!r}", "it must be the plain name of a .beton file")
+    if info["fields"] not in (field_names(False), field_names(True)):
+        _refuse(
+            file, f"fields is {json.dumps(info['fields'])[:80]}", f"it must be {field_names(True)}, the label optional"
+        )
+    if info["context"] < 1 or info["captions_per_row"] < 1:
+        sizes = (info["captions_per_row"], info["context"])
+        _refuse(file, f"(captions_per_row, context) is {sizes}", "both must be 1 or more")
+    if not all(isinstance(name, str) for name in info["class_names"] or ()):
+        _refuse(file, "class_names has an entry that is no text", "each must be one")
+
+
+def _refuse(file: Path, what: str, rule: str) -> None:
+    raise CoreclipError(f"{file} is damaged: {what}, {rule}; restore the file or convert again")

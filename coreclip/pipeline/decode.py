@@ -1,0 +1,319 @@
+"""Compiled decoding of stored images into a batch, outside the interpreter's lock.
+
+The decoder is the TurboJPEG that FFCV's compiled library carries, called from numba without importing ``ffcv`` (which
+takes seconds). FFCV's own ``imdecode`` entry drops to RGB at full size and hides why a decode failed; here JPEGs are
+decoded to their planes (colours are converted after the resize), shrunk by the inverse DCT where that is safe, with the
+accurate transforms that Pillow uses, and every return code is checked. Left out: CMYK, which conversion transcodes.
+"""
+
+import ctypes
+import functools
+import importlib.util
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numba import njit, types
+
+from coreclip.errors import CoreclipError
+from coreclip.pipeline.resize import resize_planes
+
+_ADDRESS = types.uintp
+_INT = types.intc
+
+
+def _external(name: str, *signature: Any) -> Callable[..., int]:
+    """Declare a C function by its result's and its arguments' types; ctypes' can't be cached in compiled code."""
+    result, *arguments = signature
+    return cast("Callable[..., int]", types.ExternalFunction(name, result(*arguments)))
+
+
+_decompress_header = _external("tjDecompressHeader3", _INT, *(_ADDRESS,) * 7)
+_decompress_to_planes = _external(
+    "tjDecompressToYUVPlanes", _INT, _ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS, _INT, _ADDRESS, _INT, _INT
+)
+_decompress_to_rgb = _external(
+    "tjDecompress2", _INT, _ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS, _INT, _INT, _INT, _INT, _INT
+)
+_error_code = _external("tjGetErrorCode", _INT, _ADDRESS)
+_memcpy = _external("memcpy", _ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS)
+_SYMBOLS = ("tjDecompressHeader3", "tjDecompressToYUVPlanes", "tjDecompress2", "tjGetErrorCode", "memcpy")
+
+# From turbojpeg.h.
+_FLAGS = 1024 | 4096 | 32768  # NOREALLOC, ACCURATEDCT, LIMITSCANS (a progressive file can hold a bomb)
+_PIXELS_RGB = 0
+_COLOURS_RGB, _COLOURS_YCC, _COLOURS_GREY = 0, 1, 2
+_SUBSAMPLING_GREY = 3
+_SHRINK_ACROSS = np.array([1, 2, 2, 1, 1, 4])  # of the chroma planes: 4:4:4, 4:2:2, 4:2:0, grey, 4:4:0, 4:1:1
+_SHRINK_DOWN = np.array([1, 1, 2, 1, 2, 1])
+_WARNING = 0
+
+JPEG, RAW = 0, 1
+"""Values of the image field's ``mode``."""
+_PADDING = 4  # a plane's sides are rounded up to whole chroma pixels
+EXACT_MARGIN, TRAINING_MARGIN = 3.0, 1.5
+"""How many times the output's side must be left after the inverse DCT has shrunk: a mean difference of at most 1/255
+from a full decode on every photograph tried, or on the average of them."""
+
+
+@functools.cache
+def load_decoder() -> ctypes.CDLL:
+    """Load FFCV's compiled library, so that the kernels of this module find their symbols.
+
+    Raises
+    ------
+    CoreclipError
+        Where ffcv is not installed, or its library does not load or carries no TurboJPEG.
+    """
+    from llvmlite import binding
+
+    remedy = "install ffcv anew with libturbojpeg (2.0 or later) present"
+    spec = importlib.util.find_spec("ffcv")
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    files = [file for folder in folders for file in sorted(Path(folder).glob("_libffcv*.so"))]
+    if not files:
+        raise CoreclipError(
+            f"FFCV's compiled decoder (_libffcv*.so) is not found in {folders or 'any package'}; {remedy}"
+        )
+    try:
+        binding.load_library_permanently(str(files[0]))
+        library = ctypes.CDLL(str(files[0]))
+    except (OSError, RuntimeError) as error:
+        raise CoreclipError(f"{files[0]} can't be loaded: {error}; {remedy}") from None
+    missing = [name for name in _SYMBOLS if not binding.address_of_symbol(name)]
+    if missing:
+        raise CoreclipError(f"{files[0]} brings no {missing[0]}; {remedy}")
+    library.tjInitDecompress.restype = ctypes.c_void_p
+    library.tjDestroy.argtypes = [ctypes.c_void_p]
+    return library
+
+
+class Decoder:
+    """What one decoding task at a time needs: a TurboJPEG handle and a buffer that grows to the largest image.
+
+    Attributes
+    ----------
+    handle : int
+    scratch : uint8 (bytes,)
+    """
+
+    def __init__(self) -> None:
+        library = load_decoder()
+        self.handle: int = library.tjInitDecompress()
+        self.scratch = np.empty(0, np.uint8)
+        weakref.finalize(self, library.tjDestroy, self.handle).atexit = False
+
+    def reserve(self, n_bytes: int) -> None:
+        """Make the buffer at least ``n_bytes`` large."""
+        if self.scratch.size < n_bytes:
+            self.scratch = np.empty(0, np.uint8)  # the old one goes before the new one comes
+            self.scratch = np.empty(n_bytes, np.uint8)
+
+
+@njit(cache=True, nogil=True)
+def dct_denominators(mode: np.ndarray, boxes: np.ndarray, size: int, margin: float) -> np.ndarray:
+    """Return by how much the inverse DCT may shrink each image: 1, 2, 4 or 8, int64 (b,).
+
+    Only as far as the crop ``boxes`` (float64 (b, 4)) still has ``margin * size`` pixels each way; raw images (``mode``
+    uint8 (b,)) are not shrunk.
+    """
+    denominators = np.ones(mode.size, np.int64)
+    for i in range(mode.size):
+        side = min(boxes[i, 2] - boxes[i, 0], boxes[i, 3] - boxes[i, 1])
+        while mode[i] == JPEG and denominators[i] < 8 and side >= 2 * margin * size * denominators[i]:
+            denominators[i] *= 2
+    return denominators
+
+
+def scratch_bytes(width: np.ndarray, height: np.ndarray, denominator: np.ndarray) -> int:
+    """Return the buffer that :func:`decode_images` needs for the largest of some images."""
+    w = -(-width.astype(np.int64) // denominator) + _PADDING
+    h = -(-height.astype(np.int64) // denominator) + _PADDING
+    return int((6 * w * h).max(initial=0))  # three planes, and three more where RGB comes interleaved
+
+
+@njit(cache=True, nogil=True)
+def decode_images(
+    handle: int,
+    scratch: np.ndarray,
+    address: np.ndarray,
+    n_bytes: np.ndarray,
+    mode: np.ndarray,
+    width: np.ndarray,
+    height: np.ndarray,
+    tolerated: np.ndarray,
+    boxes: np.ndarray,
+    denominator: np.ndarray,
+    images: np.ndarray,
+    valid: np.ndarray,
+) -> None:
+    """Decode, crop and resize some images.
+
+    Parameters
+    ----------
+    handle : int
+        A TurboJPEG decompressor, of this task alone.
+    scratch : uint8, at least :func:`scratch_bytes`
+    address, n_bytes : uint64 (b,)
+        Where the stored bytes lie in this process's memory.
+    mode : uint8 (b,)
+        :data:`JPEG` or :data:`RAW`.
+    width, height : int32 (b,)
+        Stored dimensions; a file that has others is not decoded.
+    tolerated : bool (b,)
+        Conversion has seen the decoder's warning and kept the image.
+    boxes : float64 (b, 4)
+        left, top, right, bottom of the crop, pixels of the stored image.
+    denominator : int64 (b,)
+        See :func:`dct_denominators`.
+    images : uint8 (b, size, size, 3)
+        Written; zeros where ``valid`` becomes False.
+    valid : bool (b,)
+        Written.
+    """
+    planes = np.zeros(3, np.uintp)
+    for i in range(address.size):
+        if mode[i] == RAW:
+            valid[i] = _decode_raw(scratch, address[i], n_bytes[i], width[i], height[i], boxes[i], images[i])
+        else:
+            valid[i] = _decode_jpeg(
+                handle, scratch, planes, address[i], n_bytes[i], width[i], height[i], tolerated[i], boxes[i], denominator[i], images[i]
+            )  # fmt: skip
+        if not valid[i]:
+            images[i] = 0
+
+
+@njit(cache=True, nogil=True)
+def _decode_raw(
+    scratch: np.ndarray, address: int, n_bytes: int, width: int, height: int, box: np.ndarray, out: np.ndarray
+) -> bool:
+    n_pixels = np.int64(width) * np.int64(height)
+    if np.int64(n_bytes) != 3 * n_pixels:
+        return False
+    _memcpy(scratch[3 * n_pixels :].ctypes.data, address, n_bytes)
+    _resize_interleaved(scratch, width, height, 1.0, box, out)
+    return True
+
+
+@njit(cache=True, nogil=True)
+def _decode_jpeg(
+    handle: int,
+    scratch: np.ndarray,
+    planes: np.ndarray,
+    address: int,
+    n_bytes: int,
+    width: int,
+    height: int,
+    tolerated: bool,
+    box: np.ndarray,
+    denominator: int,
+    out: np.ndarray,
+) -> bool:
+    header = np.zeros(4, np.intc)  # width, height, subsampling, colour space
+    at = header.ctypes.data
+    code = _decompress_header(handle, address, n_bytes, at, at + 4, at + 8, at + 12)
+    if header[0] != width or header[1] != height:
+        return False
+    subsampling, colours = header[2], header[3]
+    # The header's call also fails for a chroma layout without a name, which tjDecompress2 reads all the same.
+    named = code == 0 and 0 <= subsampling < _SHRINK_ACROSS.size
+    w, h = -(-width // denominator), -(-height // denominator)
+    if tolerated:
+        scratch[: 6 * (w + _PADDING) * (h + _PADDING)] = 0
+    if named and colours in (_COLOURS_YCC, _COLOURS_GREY):
+        return _decode_planes(
+            handle, scratch, planes, address, n_bytes, w, h, subsampling, tolerated, box, denominator, out
+        )
+    if colours not in (_COLOURS_RGB, _COLOURS_YCC):
+        return False
+    pixels = scratch[3 * w * h :].ctypes.data
+    code = _decompress_to_rgb(handle, address, n_bytes, pixels, w, 0, h, _PIXELS_RGB, _FLAGS)
+    if not _accepted(handle, code, tolerated):
+        return False
+    _resize_interleaved(scratch, w, h, 1.0 / denominator, box, out)
+    return True
+
+
+@njit(cache=True, nogil=True)
+def _accepted(handle: int, code: int, tolerated: bool) -> bool:
+    return code == 0 or (tolerated and _error_code(handle) == _WARNING)
+
+
+@njit(cache=True, nogil=True)
+def _decode_planes(
+    handle: int,
+    scratch: np.ndarray,
+    planes: np.ndarray,
+    address: int,
+    n_bytes: int,
+    w: int,
+    h: int,
+    subsampling: int,
+    tolerated: bool,
+    box: np.ndarray,
+    denominator: int,
+    out: np.ndarray,
+) -> bool:
+    across, down = _SHRINK_ACROSS[subsampling], _SHRINK_DOWN[subsampling]
+    chroma_w, chroma_h = -(-w // across), -(-h // down)
+    luma_w, luma_h = chroma_w * across, chroma_h * down
+    luma = scratch[: luma_w * luma_h].reshape(luma_h, luma_w)
+    if subsampling == _SUBSAMPLING_GREY:
+        blue, red = luma, luma
+    else:
+        n_luma, n_chroma = luma.size, chroma_w * chroma_h
+        blue = scratch[n_luma : n_luma + n_chroma].reshape(chroma_h, chroma_w)
+        red = scratch[n_luma + n_chroma : n_luma + 2 * n_chroma].reshape(chroma_h, chroma_w)
+    # The caller's array: numba frees a local one after its last use, which taking its address is.
+    planes[0], planes[1], planes[2] = luma.ctypes.data, blue.ctypes.data, red.ctypes.data
+    code = _decompress_to_planes(handle, address, n_bytes, planes.ctypes.data, w, 0, h, _FLAGS)
+    if not _accepted(handle, code, tolerated):
+        return False
+    scale = 1.0 / denominator
+    is_ycc = subsampling != _SUBSAMPLING_GREY
+    resize_planes(luma, blue, red, (w, h), (scale, scale), (scale / across, scale / down), is_ycc, box, out)
+    return True
+
+
+@njit(cache=True, nogil=True)
+def _resize_interleaved(scratch: np.ndarray, w: int, h: int, scale: float, box: np.ndarray, out: np.ndarray) -> None:
+    """Resize the interleaved RGB that lies in ``scratch`` behind the room for its three planes."""
+    n = np.int64(w) * np.int64(h)
+    red, green, blue = scratch[:n], scratch[n : 2 * n], scratch[2 * n : 3 * n]
+    pixels = scratch[3 * n : 6 * n]
+    for i in range(n):
+        red[i], green[i], blue[i] = pixels[3 * i], pixels[3 * i + 1], pixels[3 * i + 2]
+    scales = (scale, scale)
+    resize_planes(
+        red.reshape(h, w), green.reshape(h, w), blue.reshape(h, w), (w, h), scales, scales, False, box, out
+    )  # fmt: skip
+
+
+@njit(cache=True, nogil=True)
+def gather_tokens(
+    address: np.ndarray, draws: np.ndarray, captions_per_row: int, tokens: np.ndarray, caption: np.ndarray
+) -> None:
+    """Copy the tokens of one caption of each pair.
+
+    Parameters
+    ----------
+    address : uint64 (b,)
+        Of the uint16 (captions_per_row, context) token arrays.
+    draws : uint64 (b,)
+        Caption ``draws % captions present`` is taken; zeros take the first.
+    tokens : int64 (b, context)
+        Written.
+    caption : int64 (b,)
+        Written: which caption was taken.
+    """
+    context = tokens.shape[1]
+    stored = np.empty((captions_per_row, context), np.uint16)
+    for i in range(address.size):
+        _memcpy(stored.ctypes.data, address[i], 2 * stored.size)
+        present = 1
+        while present < captions_per_row and stored[present, 0] != 0:
+            present += 1
+        caption[i] = np.int64(draws[i] % np.uint64(present))
+        tokens[i] = stored[caption[i]]

@@ -1,0 +1,274 @@
+"""Turn the bytes of an image into bytes that FFCV's stock decoder is known to decode.
+
+A baseline JPEG, grey or YCbCr, upright and small enough, keeps its bytes. Everything else that Pillow reads strictly is
+turned upright, laid on white, converted to RGB and stored anew: as it is up to 32 x 32 pixels, else as a 4:4:4 JPEG.
+Colour profiles are ignored, and of an animation the first frame is taken.
+"""
+
+import ctypes
+import importlib.util
+import io
+import re
+import struct
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # no others: Pillow's EPS reader runs a program
+_RAW_PIXELS = 32 * 32
+_LARGEST_SIDE = 65535  # of a JPEG, and of the u2 fields of FFCV's metadata
+_NO_SEGMENT = {0x01, *range(0xD0, 0xD9)}  # markers without a length
+_START_OF_FRAME = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_SEQUENTIAL_HUFFMAN = {0xC0, 0xC1}
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# libjpeg's warnings (jerror.h), all of which TurboJPEG reports as -1, that leave pixels undefined; the others are harmless.
+_DAMAGE = re.compile(r"premature end|bad Huffman code|instead of RST|bad arithmetic code|progression", re.IGNORECASE)
+_HARMLESS = re.compile(r"extraneous bytes|Invalid SOS parameters|JFIF revision|color transform code|ICC", re.IGNORECASE)
+
+
+class ImageRejected(Exception):
+    """An image that can't be stored; its text is the reason for the ledger."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedImage:
+    """An image as it will be stored.
+
+    Attributes
+    ----------
+    data : bytes
+        A JPEG file, or uint8 (height, width, 3) where ``mode`` is ``"raw"``.
+    mode : {"jpg", "raw"}
+    width, height : int
+        Pixels; of a JPEG, what its own header says.
+    warning : str
+        What the stock decoder warns of when it decodes these bytes (it then returns -1 with whole pixels); mostly "".
+    transcoded : bool
+        Whether ``data`` differs from the source's bytes.
+    """
+
+    data: bytes
+    mode: str
+    width: int
+    height: int
+    warning: str = ""
+    transcoded: bool = False
+
+
+@dataclass(slots=True)
+class _JpegHeader:
+    frame: int
+    bits: int
+    height: int
+    width: int
+    components: tuple[int, ...]
+    jfif: bool = False
+    adobe_transform: int | None = None
+    orientation: int = 1
+
+
+def prepare_image(
+    data: bytes, *, max_side: int | None = None, check: str = "decode", max_pixels: int = 179_000_000, quality: int = 95
+) -> PreparedImage:
+    """Check an encoded image and return what to store for it.
+
+    Parameters
+    ----------
+    data : bytes
+        A whole image file; its content decides on its kind, not its name.
+    max_side : int, optional
+        Pixels; a longer side is shrunk to it.
+    check : {"decode", "header"}
+        ``"header"`` takes a JPEG's word for the pixels behind its header.
+    max_pixels : int
+        More are refused before any of them is decoded.
+    quality : int
+        Of JPEGs that are stored anew, 1..95.
+
+    Raises
+    ------
+    ImageRejected
+        With the reason.
+    """
+    if not data:
+        raise ImageRejected("the image is empty (0 bytes)")
+    warning: str | None = None
+    if data[:2] == b"\xff\xd8":
+        header = _parse_jpeg(data)
+        _check_size(header.width, header.height, max_pixels)
+        if check == "decode":
+            warning = _check_jpeg(data, header)
+        fits = max_side is None or max(header.width, header.height) <= max_side
+        if fits and _stock_decodes(header) and (warning is not None or check == "header"):
+            return PreparedImage(data, "jpg", header.width, header.height, warning or "")
+    return _store(_decode(data, max_side, max_pixels), max_side, quality)
+
+
+def prepare_grey(pixels: bytes, height: int, width: int, *, max_side: int | None, quality: int) -> PreparedImage:
+    """Return what to store for unencoded grey pixels, uint8 (height, width)."""
+    if len(pixels) != height * width:
+        raise ImageRejected(f"{len(pixels)} of {height * width} pixels are there")
+    _check_size(width, height, _LARGEST_SIDE**2)
+    return _store(Image.fromarray(np.frombuffer(pixels, dtype=np.uint8).reshape(height, width)), max_side, quality)
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width == 0 or height == 0:
+        raise ImageRejected(f"the image has {width} x {height} pixels")
+    if width * height > max_pixels:
+        raise ImageRejected(f"{width} x {height} pixels are more than the limit of {max_pixels}")
+
+
+def _parse_jpeg(data: bytes) -> _JpegHeader:
+    """Read the markers up to the frame's, skipping stray bytes between them as libjpeg does."""
+    at, header = 2, _JpegHeader(0, 0, 0, 0, ())
+    while (at := data.find(b"\xff", at)) >= 0:
+        while data[at : at + 1] == b"\xff":
+            at += 1
+        marker = data[at] if at < len(data) else 0
+        if marker == 0 or marker in _NO_SEGMENT:
+            at += 1
+            continue
+        segment = data[at + 3 : at + 1 + int.from_bytes(data[at + 1 : at + 3], "big")]
+        if marker in _START_OF_FRAME:
+            return _parse_frame(header, marker, segment)
+        if marker in (0xD9, 0xDA):
+            break
+        if marker == 0xE0 and segment[:5] == b"JFIF\0":
+            header.jfif = True
+        elif marker == 0xEE and segment[:5] == b"Adobe" and len(segment) >= 12:
+            header.adobe_transform = segment[11]
+        elif marker == 0xE1 and segment[:6] == b"Exif\0\0":
+            header.orientation = _orientation(Image.Exif(), segment)
+        at += 3 + len(segment)
+    raise ImageRejected("the JPEG has no frame header: it is cut short or damaged")
+
+
+def _parse_frame(header: _JpegHeader, marker: int, segment: bytes) -> _JpegHeader:
+    if len(segment) < 6 or len(segment) < 6 + 3 * segment[5]:
+        raise ImageRejected("the JPEG is cut short within its frame header")
+    header.frame = marker
+    header.bits, header.height, header.width, n = struct.unpack(">BHHB", segment[:6])
+    header.components = tuple(segment[6 : 6 + 3 * n : 3])
+    return header
+
+
+def _orientation(exif: Image.Exif, payload: bytes | None = None) -> int:
+    try:
+        if payload is not None:
+            exif.load(payload)
+        return int(exif.get(0x0112, 1))
+    except Exception:  # Pillow's Exif parser raises what it likes on damaged tags, which are no reason to lose an image
+        return 1
+
+
+def _stock_decodes(header: _JpegHeader) -> bool:
+    """Whether the JPEG may be stored as it is: sequential, 8 bits, grey or YCbCr (by libjpeg's rules), upright."""
+    if header.frame not in _SEQUENTIAL_HUFFMAN or header.bits != 8 or header.orientation in _UPRIGHT:
+        return False
+    if len(header.components) == 3 and not header.jfif:
+        if header.adobe_transform is not None:
+            return header.adobe_transform == 1
+        return header.components != tuple(b"RGB")
+    return len(header.components) in (1, 3)
+
+
+def _check_jpeg(data: bytes, header: _JpegHeader) -> str | None:
+    """Decode strictly with the stock decoder: "" is fine, other text a harmless warning, None "not for this decoder"."""
+    message = _stock_decode(data, header.height, header.width)
+    if not message or _HARMLESS.search(message):
+        return message
+    if _DAMAGE.search(message):
+        raise ImageRejected(f"the JPEG is cut short or damaged: {message}")
+    return None
+
+
+def _stock_decode(data: bytes, height: int, width: int) -> str:
+    """Decode with FFCV's compiled decoder at 1/8 (which reads every bit of the file); return its complaint, "" for none."""
+    library = _stock_library()
+    pixels = np.empty((-(-height // 8), -(-width // 8), 3), dtype=np.uint8)
+    code = library.imdecode(
+        data, len(data), height, width, pixels.ctypes.data, height, width, 0, 0, 1, 8, False, False
+    )  # fmt: skip
+    return "" if code == 0 else library.tjGetErrorStr().decode("utf-8", "replace")
+
+
+@cache
+def _stock_library() -> ctypes.CDLL:
+    # Importing ffcv would cost 5 s and 400 MB; its decoder is a plain C function.
+    package = importlib.util.find_spec("ffcv")
+    if package is None or not package.submodule_search_locations:
+        raise ImportError("ffcv is not installed")
+    (path,) = Path(package.submodule_search_locations[0]).glob("_libffcv*.so")
+    library = ctypes.CDLL(str(path))
+    library.imdecode.argtypes = [
+        ctypes.c_char_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p,
+        *[ctypes.c_uint32] * 6, ctypes.c_bool, ctypes.c_bool,
+    ]  # fmt: skip
+    library.imdecode.restype = ctypes.c_int
+    library.tjGetErrorStr.restype = ctypes.c_char_p  # of TurboJPEG, which the library is linked with
+    return library
+
+
+def _decode(data: bytes, max_side: int | None, max_pixels: int) -> Image.Image:
+    """Decode with Pillow, which refuses files that are cut short; return upright RGB or grey pixels."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's own pixel limit warns, ours has decided
+        try:
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                _check_size(*image.size, max_pixels)
+                if max_side is not None:
+                    image.draft(None, (2 * max_side, 2 * max_side))  # a JPEG is decoded at a smaller scale
+                image.load()
+                return _to_rgb(_turn_upright(image))
+        except (ImageRejected, MemoryError):
+            raise
+        except Image.UnidentifiedImageError:
+            raise ImageRejected(f"not an image of a known kind (it starts with {data[:4].hex()})") from None
+        except Exception as error:  # Pillow's plugins raise what they like on hostile bytes; one of them is one reject
+            raise ImageRejected(f"the image can't be decoded: {error or type(error).__name__}") from None
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    how = _UPRIGHT.get(_orientation(image.getexif()))
+    return image.transpose(how) if how is not None else image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ImageRejected("its pixels are floating-point numbers, whose range is not known")
+    if image.mode.startswith("I"):  # 16 bits; Pillow's convert would clip at 255
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image)
+        image = white
+    return image.convert("RGB")
+
+
+def _store(image: Image.Image, max_side: int | None, quality: int) -> PreparedImage:
+    longest = max(image.size)
+    if max_side is not None and longest > max_side:
+        width, height = (max(1, round(side * max_side / longest)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    if max(image.size) > _LARGEST_SIDE:
+        raise ImageRejected(f"a side of {max(image.size)} pixels can't be stored ({_LARGEST_SIDE} can); set --max-side")
+    rgb = image.convert("RGB")
+    if rgb.width * rgb.height <= _RAW_PIXELS:
+        return PreparedImage(rgb.tobytes(), "raw", rgb.width, rgb.height, transcoded=True)
+    file = io.BytesIO()
+    rgb.save(file, "JPEG", quality=quality, subsampling=0, comment=b"", icc_profile=None)
+    return PreparedImage(file.getvalue(), "jpg", rgb.width, rgb.height, transcoded=True)

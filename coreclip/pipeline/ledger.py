@@ -1,0 +1,104 @@
+"""The tables of a data set: ``pairs.parquet`` (one row for each pair) and ``rejects.parquet`` (one for each refused sample)."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coreclip.pipeline.records import Reject
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_OWN_COLUMNS = (
+    ("index", "int64"),
+    ("key", "string"),
+    ("shard", "int32"),
+    ("row", "int32"),
+    ("captions", "list"),
+    ("width", "int32"),
+    ("height", "int32"),
+    ("bytes", "int64"),
+    ("content_hash", "string"),
+    ("warning", "string"),
+    ("mode", "string"),
+    ("transcoded", "bool"),
+    ("source", "string"),
+)
+
+
+def pairs_schema(labels: bool, columns: dict[str, str]) -> "pa.Schema":
+    """Return the columns of ``pairs.parquet``: ours, ``label`` where there are labels, then the sources' own."""
+    import pyarrow as pa
+
+    types = {"list": pa.list_(pa.string()), "string": pa.string(), "bool": pa.bool_()}
+    types |= {"int32": pa.int32(), "int64": pa.int64(), "float64": pa.float64()}
+    own = [*_OWN_COLUMNS, *([("label", "int64")] if labels else [])]
+    others = [(stored, columns[name]) for name, stored in stored_names(columns).items()]
+    return pa.schema([(name, types[type_name]) for name, type_name in own + others])
+
+
+def stored_names(columns: Iterable[str]) -> dict[str, str]:
+    """Return the name in ``pairs.parquet`` of each column of the sources, sorted: its own unless that is taken."""
+    taken = {"label", *(own for own, _ in _OWN_COLUMNS)}
+    names: dict[str, str] = {}
+    for name in sorted(columns):
+        stored = name
+        while stored in taken:
+            stored = f"source_{stored}"
+        taken.add(stored)
+        names[name] = stored
+    return names
+
+
+def source_values(columns: dict[str, Any], types: dict[str, str]) -> dict[str, Any]:
+    """Return one pair's values of the sources' columns under their stored names, each as its column's type."""
+    casts: dict[str, Callable[[Any], Any]] = {"bool": bool, "int64": int, "float64": float, "string": _as_text}
+    return {
+        stored: None if columns.get(name) is None else casts[types[name]](columns[name])
+        for name, stored in stored_names(types).items()
+    }
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]], schema: "pa.Schema") -> None:
+    """Write rows as a parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(rows, schema), path)
+
+
+def merge(parts: Iterable[Path], path: Path, schema: "pa.Schema") -> None:
+    """Write the rows of ``parts``, in their order, to one parquet file, one part in memory at a time."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetWriter(path, schema) as writer:
+        for part in parts:
+            writer.write_table(pq.read_table(part, schema=schema))
+
+
+def rejects_schema() -> "pa.Schema":
+    """Return the columns of ``rejects.parquet``."""
+    import pyarrow as pa
+
+    return pa.schema([(name, pa.string()) for name in ("source", "key", "reason")])
+
+
+def write_rejects(path: Path, rejects: list[Reject]) -> None:
+    """Write rejects as a parquet file."""
+    rows = [{"source": reject.source, "key": reject.key, "reason": reject.reason} for reject in rejects]
+    write_rows(path, rows, rejects_schema())
+
+
+def count_reasons(path: Path) -> dict[str, int]:
+    """Return how often each reason occurs, the most frequent first."""
+    import pyarrow.parquet as pq
+
+    counts: dict[str, int] = {}
+    for reason in pq.read_table(path, columns=["reason"]).column(0).to_pylist():
+        counts[reason] = counts.get(reason, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

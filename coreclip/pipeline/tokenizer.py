@@ -1,0 +1,144 @@
+"""A byte-level BPE tokenizer (Sennrich et al. 2016; bytes as in GPT-2) of lower-cased captions, on ``tokenizers``.
+
+Ids 0 to 3 are padding, start, end and unknown. Left out: CLIP's own vocabulary.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from coreclip.errors import CoreclipError
+from coreclip.files import write_text
+
+if TYPE_CHECKING:
+    import tokenizers
+
+PADDING, START, END, UNKNOWN = range(4)
+SPECIAL_TOKENS = ("<pad>", "<start>", "<end>", "<unk>")
+SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
+LARGEST_VOCABULARY = 1 << 16  # ids are stored as uint16
+
+
+class Tokenizer:
+    """Turns captions into ids; made by :meth:`train` or :meth:`load`.
+
+    Parameters
+    ----------
+    serialised : str
+        The JSON of a ``tokenizers.Tokenizer`` whose ids 0 to 3 are the special tokens.
+    """
+
+    def __init__(self, serialised: str) -> None:
+        self.serialised = serialised
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int = 4096) -> "Tokenizer":
+        """Train on ``texts``; the same texts in the same order give the same tokenizer.
+
+        Parameters
+        ----------
+        texts : iterable of str
+        vocab_size : int
+            At most so many ids, 260 to 65536; fewer where the texts hold no more pairs that occur twice.
+        """
+        check_vocab_size(vocab_size)
+        from tokenizers import Regex, models, normalizers, pre_tokenizers, processors, trainers
+        from tokenizers import Tokenizer as Backend
+
+        backend = Backend(models.BPE(unk_token=SPECIAL_TOKENS[UNKNOWN]))
+        backend.normalizer = normalizers.Sequence(
+            [normalizers.NFC(), normalizers.Lowercase(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+        )
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            min_frequency=2,
+            special_tokens=list(SPECIAL_TOKENS),
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        backend.train_from_iterator(texts, trainer)
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{SPECIAL_TOKENS[START]} $A {SPECIAL_TOKENS[END]}",
+            special_tokens=[(SPECIAL_TOKENS[START], START), (SPECIAL_TOKENS[END], END)],
+        )
+        return cls(backend.to_str(pretty=True))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Tokenizer":
+        """Read a ``tokenizer.json``, refusing one with other special tokens.
+
+        Raises
+        ------
+        CoreclipError
+            For a file that is missing, no tokenizer, or not one of ours.
+        """
+        try:
+            tokenizer = cls(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise CoreclipError(f"tokenizer {path} can't be read: {error.strerror}; check the path") from None
+        except UnicodeDecodeError:
+            raise CoreclipError(f"tokenizer {path} is not a tokenizer.json (it is not UTF-8); check the path") from None
+        try:
+            backend = tokenizer._backend
+        except Exception as error:  # the library raises a bare Exception
+            raise CoreclipError(f"tokenizer {path} is not a tokenizer.json ({error}); check the path") from None
+        found = [backend.token_to_id(token) for token in SPECIAL_TOKENS]
+        if found != list(range(len(SPECIAL_TOKENS))):
+            raise CoreclipError(
+                f"tokenizer {path} has ids {found} for {', '.join(SPECIAL_TOKENS)}; they must be 0, 1, 2, 3; "
+                f"use one that coreclip trained"
+            )
+        check_vocab_size(tokenizer.vocab_size)
+        return tokenizer
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the ``tokenizer.json``; its bytes have the hash :attr:`sha256`."""
+        write_text(path, self.serialised)
+
+    def encode(self, texts: list[str], context: int) -> np.ndarray:
+        """Return the ids of ``texts`` as int64 (len(texts), context).
+
+        Each row is start, the text's ids, end, padding; a text that is too long is cut before its end.
+        """
+        tokens = np.zeros((len(texts), context), dtype=np.int64)
+        for row, encoding in zip(tokens, self._backend.encode_batch(texts, add_special_tokens=False), strict=True):
+            ids = [START, *encoding.ids[: context - 2], END]
+            row[: len(ids)] = ids
+        return tokens
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, the special ones included."""
+        return int(self._backend.get_vocab_size())
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hexadecimal SHA-256 of the JSON's bytes."""
+        return hashlib.sha256(self.serialised.encode()).hexdigest()
+
+    @cached_property
+    def _backend(self) -> "tokenizers.Tokenizer":
+        from tokenizers import Tokenizer as Backend
+
+        backend = Backend.from_str(self.serialised)
+        backend.no_truncation()
+        backend.no_padding()
+        return backend
+
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[str]]:
+        return Tokenizer, (self.serialised,)
+
+
+def check_vocab_size(vocab_size: int) -> None:
+    """Refuse a vocabulary that can't hold all bytes, or whose ids don't fit uint16."""
+    if not SMALLEST_VOCABULARY <= vocab_size <= LARGEST_VOCABULARY:
+        raise CoreclipError(
+            f"vocab_size = {vocab_size} is not allowed: {SMALLEST_VOCABULARY} (the bytes and the special tokens) "
+            f"to {LARGEST_VOCABULARY}"
+        )

@@ -1,0 +1,6 @@
+"""``python -m coreclip.profiling``: the commands of this part alone."""
+
+from coreclip.cli import main
+
+if __name__ == "__main__":
+    main("profiling")

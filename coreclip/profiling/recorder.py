@@ -1,0 +1,382 @@
+"""Times of a loop's stages, step by step, at a few microseconds a stage.
+
+The time line of the loop is cut at every start and end of a stage, and each piece is charged to the innermost open stage
+(what belongs to none is ``"other"``). So nested and repeated stages need no special case, and the stages of a step add up
+to the step. On CUDA the same cuts are made by events in the stream: the pieces then tell where the device's time went,
+the device's idling in ``"wait"`` included, and are read only once they have happened, without blocking.
+
+Left out: stages of other threads (the loader is measured from outside, see ``conditions``).
+"""
+
+import sys
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from threading import get_ident
+from time import perf_counter_ns, thread_time_ns
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+
+from coreclip.errors import CoreclipError
+
+OTHER = "other"
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecords:
+    """Stage times of consecutive steps.
+
+    Attributes
+    ----------
+    stages : tuple of str, length s
+        In order of first use; ``"other"``, what no stage covers, comes last.
+    milliseconds : float64 (steps, s)
+        Wall time. The rows add up to the steps' durations.
+    cpu_milliseconds : float64 (steps, s)
+        CPU time of the calling thread.
+    device_milliseconds : float64 (steps, s) or None
+        The CUDA stream's time line; NaN in the rows of steps that the device had not finished. None without CUDA.
+    items : int64 (steps,)
+        Samples in each step.
+    number : int64 (steps,)
+        Which call each step was, counted from 0 over the whole run.
+    """
+
+    stages: tuple[str, ...]
+    milliseconds: np.ndarray
+    cpu_milliseconds: np.ndarray
+    device_milliseconds: np.ndarray | None
+    items: np.ndarray
+    number: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.number)
+
+    @property
+    def timeline(self) -> np.ndarray:
+        """float64 (steps, s): the device's time line where it is complete, else the host's."""
+        device = self.device_milliseconds
+        return self.milliseconds if device is None or np.isnan(device).any() else device
+
+    @property
+    def step_milliseconds(self) -> np.ndarray:
+        """float64 (steps,): duration of each step."""
+        return self.timeline.sum(axis=1)
+
+    def column(self, *names: str) -> np.ndarray:
+        """Return float64 (steps,): milliseconds of the named stages together; 0 for a stage that never ran."""
+        chosen = [i for i, stage in enumerate(self.stages) if stage in names]
+        return self.timeline[:, chosen].sum(axis=1)
+
+    def take(self, which: np.ndarray) -> "StepRecords":
+        """Return the records of the steps that ``which`` (a boolean mask or positions) picks."""
+        device = None if self.device_milliseconds is None else self.device_milliseconds[which]
+        return replace(
+            self,
+            milliseconds=self.milliseconds[which],
+            cpu_milliseconds=self.cpu_milliseconds[which],
+            device_milliseconds=device,
+            items=self.items[which],
+            number=self.number[which],
+        )
+
+    def skip(self, warmup: int) -> "StepRecords":
+        """Return the records without the first ``warmup`` steps."""
+        return self.take(np.arange(len(self)) >= warmup)
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Return ``{stage: {milliseconds_per_step, share, p50, p95, max, cpu_milliseconds_per_step}}``.
+
+        ``share`` is the stage's part of all time (0..1); percentiles are over steps, in milliseconds.
+
+        Raises
+        ------
+        CoreclipError
+            When there is no step.
+        """
+        if not len(self):
+            raise CoreclipError("no step was recorded; call recorder.step(n_items) at the end of each step")
+        line = self.timeline
+        means, total = line.mean(axis=0), max(float(line.sum(axis=1).mean()), 1e-9)
+        p50, p95 = np.percentile(line, (50, 95), axis=0)
+        return {
+            stage: {
+                "milliseconds_per_step": float(means[i]),
+                "share": float(means[i] / total),
+                "p50": float(p50[i]),
+                "p95": float(p95[i]),
+                "max": float(line[:, i].max()),
+                "cpu_milliseconds_per_step": float(self.cpu_milliseconds[:, i].mean()),
+            }
+            for i, stage in enumerate(self.stages)
+        }
+
+
+class StageRecorder:
+    """Record how long each stage of each step takes.
+
+    Parameters
+    ----------
+    cuda : bool or None
+        Whether the CUDA stream's time line is recorded too; None for: where torch is imported and has a device.
+    keep_steps : int
+        At least this many of the newest steps are kept (at most twice as many).
+
+    Notes
+    -----
+    One recorder belongs to the one thread that uses it first. The clock starts at the first stage.
+
+    Examples
+    --------
+    >>> recorder = StageRecorder()
+    >>> for batch in recorder.iterate("wait", [1, 2, 3]):
+    ...     with recorder.stage("forward"):
+    ...         _ = batch * 2
+    ...     recorder.step(n_items=1)
+    >>> recorder.records.stages
+    ('wait', 'forward', 'other')
+    """
+
+    def __init__(self, *, cuda: bool | None = None, keep_steps: int = 1 << 16) -> None:
+        if keep_steps < 1:
+            raise CoreclipError(f"keep_steps = {keep_steps} is not allowed: at least 1 step is kept; leave it out")
+        self._keep = keep_steps
+        self._slots = {OTHER: 0}
+        self._stage_of: dict[str, _Stage] = {}
+        self._wall, self._cpu = [0], [0]
+        self._rows_wall, self._rows_cpu, self._items = [array("q")], [array("q")], array("q")
+        self._dropped = 0  # steps that were recorded once and are no longer kept
+        self._thread = 0
+        self._running, self._stack = 0, list[int]()
+        self._since = self._cpu_since = 0
+        self._device = _DeviceLine() if _want_cuda(cuda) else None
+
+    def stage(self, name: str) -> "_Stage":
+        """Return a context manager that charges its block to ``name``."""
+        stage = self._stage_of.get(name)
+        return stage if stage is not None else self._new_stage(name)
+
+    def iterate(self, name: str, iterable: Iterable[T]) -> Iterator[T]:
+        """Yield from ``iterable``, charging what each item takes to come (and the start) to ``name``."""
+        stage = self.stage(name)
+        with stage:
+            iterator = iter(iterable)
+        while True:
+            with stage:
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
+            yield item
+
+    def watch(self, name: str, target: Any) -> Any:
+        """Return ``target`` with its calls, or else its iterations, charged to ``name``.
+
+        Parameters
+        ----------
+        target : callable or iterable
+            What is both counts as callable. A watched iterable has the attributes of its original.
+
+        Raises
+        ------
+        CoreclipError
+            When it is neither.
+        """
+        if callable(target):
+            return self._watch_callable(name, target)
+        if hasattr(target, "__iter__"):
+            return _WatchedIterable(self, name, target)
+        raise CoreclipError(
+            f"a {type(target).__name__} can't be watched as {name!r}: it must be callable or iterable; wrap it in a function"
+        )
+
+    def step(self, n_items: int = 1) -> None:
+        """End the step: all time since the last one belongs to it.
+
+        Parameters
+        ----------
+        n_items : int
+            Samples that the step worked on.
+        """
+        self._switch(self._running)
+        for rows, times in ((self._rows_wall, self._wall), (self._rows_cpu, self._cpu)):
+            for slot, nanoseconds in enumerate(times):
+                rows[slot].append(nanoseconds)
+                times[slot] = 0
+        self._items.append(n_items)
+        if self._device is not None:
+            self._device.step()
+        if len(self._items) >= 2 * self._keep:
+            self._drop(len(self._items) - self._keep)
+
+    @property
+    def n_steps(self) -> int:
+        """Steps recorded so far, those that are no longer kept included."""
+        return self._dropped + len(self._items)
+
+    @property
+    def records(self) -> StepRecords:
+        """What is recorded so far; does not wait for the device (see :meth:`finish`)."""
+        slots = [*range(1, len(self._wall)), 0]
+        names = list(self._slots)
+        steps = len(self._items)
+        return StepRecords(
+            stages=tuple(names[slot] for slot in slots),
+            milliseconds=np.stack([np.array(self._rows_wall[slot], dtype=np.int64) for slot in slots], axis=1) / 1e6,
+            cpu_milliseconds=np.stack([np.array(self._rows_cpu[slot], dtype=np.int64) for slot in slots], axis=1) / 1e6,
+            device_milliseconds=None if self._device is None else self._device.rows(steps, slots),
+            items=np.array(self._items, dtype=np.int64),
+            number=np.arange(steps, dtype=np.int64) + self._dropped,
+        )
+
+    def finish(self) -> StepRecords:
+        """Wait for the device, where there is one, and return the records."""
+        if self._device is not None:
+            self._device.synchronise()
+        return self.records
+
+    def _new_stage(self, name: str) -> "_Stage":
+        if not isinstance(name, str) or not name:
+            raise CoreclipError(f"stage name {name!r} is not allowed: a non-empty text; e.g. 'forward'")
+        slot = self._slots.setdefault(name, len(self._slots))
+        if slot == len(self._wall):
+            steps = len(self._items)
+            for times, rows in ((self._wall, self._rows_wall), (self._cpu, self._rows_cpu)):
+                times.append(0)
+                rows.append(array("q", bytes(8 * steps)))
+        return self._stage_of.setdefault(name, _Stage(self, slot))
+
+    def _switch(self, slot: int) -> None:
+        """Charge the time since the last switch to the running stage and let ``slot`` run."""
+        now, cpu = perf_counter_ns(), thread_time_ns()
+        if self._thread != get_ident():
+            self._adopt(now, cpu)
+        running = self._running
+        self._wall[running] += now - self._since
+        self._cpu[running] += cpu - self._cpu_since
+        self._since, self._cpu_since, self._running = now, cpu, slot
+        if self._device is not None:
+            self._device.cut(slot)
+
+    def _adopt(self, now: int, cpu: int) -> None:
+        if self._thread:
+            raise CoreclipError(
+                "a StageRecorder was used from two threads: it records the thread that used it first; make one for each"
+            )
+        self._thread, self._since, self._cpu_since = get_ident(), now, cpu
+
+    def _drop(self, n: int) -> None:
+        for rows in (*self._rows_wall, *self._rows_cpu, self._items):
+            del rows[:n]
+        self._dropped += n
+        if self._device is not None:
+            self._device.drop(n)
+
+    def _watch_callable(self, name: str, function: Callable[P, T]) -> Callable[P, T]:
+        stage = self.stage(name)
+
+        def watched(*args: P.args, **kwargs: P.kwargs) -> T:
+            with stage:
+                return function(*args, **kwargs)
+
+        return watched
+
+
+class _Stage:
+    """A recorder's stage; may be entered again while it is open."""
+
+    __slots__ = ("_recorder", "_slot")
+
+    def __init__(self, recorder: StageRecorder, slot: int) -> None:
+        self._recorder, self._slot = recorder, slot
+
+    def __enter__(self) -> None:
+        recorder = self._recorder
+        outer = recorder._running
+        recorder._switch(self._slot)
+        recorder._stack.append(outer)
+
+    def __exit__(self, *error: object) -> None:
+        recorder = self._recorder
+        recorder._switch(recorder._stack.pop())
+
+
+class _WatchedIterable:
+    """An iterable whose iterations are recorded; everything else is the original's."""
+
+    def __init__(self, recorder: StageRecorder, name: str, iterable: Iterable[Any]) -> None:
+        self._recorder, self._name, self._iterable = recorder, name, iterable
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._recorder.iterate(self._name, self._iterable)
+
+    def __len__(self) -> int:
+        return len(self._iterable)  # type: ignore[arg-type]  # TypeError, as of the original, where it has none
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._iterable, name)
+
+
+class _DeviceLine:
+    """The CUDA stream's time line, cut by events where the host's is cut."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self._cuda = torch.cuda
+        self._free: list[Any] = []
+        self._cuts: list[tuple[int, Any]] = []  # of the open step: from the event on, the slot runs
+        self._pending: deque[list[tuple[int, Any]]] = deque()
+        self._done: deque[dict[int, float]] = deque()
+
+    def cut(self, slot: int) -> None:
+        event = self._free.pop() if self._free else self._cuda.Event(enable_timing=True)
+        event.record()
+        self._cuts.append((slot, event))
+
+    def step(self) -> None:
+        self._pending.append(self._cuts)
+        self._cuts = self._cuts[-1:]  # the last event ends this step and begins the next
+        self._poll()
+
+    def rows(self, steps: int, slots: list[int]) -> np.ndarray:
+        self._poll()
+        table = np.full((steps, len(slots)), np.nan)
+        for row, times in zip(table, self._done, strict=False):
+            row[:] = [times.get(slot, 0.0) for slot in slots]
+        return table
+
+    def drop(self, n: int) -> None:
+        self.synchronise()  # once in keep_steps steps, so that rows and steps stay aligned
+        for _ in range(n):
+            self._done.popleft()
+
+    def synchronise(self) -> None:
+        self._cuda.synchronize()
+        self._poll()
+
+    def _poll(self) -> None:
+        while self._pending and all(event.query() for _, event in self._pending[0]):
+            cuts = self._pending.popleft()
+            times: dict[int, float] = {}
+            for (slot, begin), (_, end) in pairwise(cuts):
+                times[slot] = times.get(slot, 0.0) + begin.elapsed_time(end)
+            self._done.append(times)
+            self._free += [event for _, event in cuts[:-1]]
+
+
+def _want_cuda(cuda: bool | None) -> bool:
+    if cuda is False or (cuda is None and "torch" not in sys.modules):
+        return False
+    import torch
+
+    available = torch.cuda.is_available()
+    if cuda and not available:
+        raise CoreclipError("cuda=True, but torch finds no CUDA device; leave cuda out to record the host alone")
+    return available

@@ -1,0 +1,189 @@
+"""CRAIG (Mirzasoleiman et al. 2020, arXiv 1906.01827): a weighted subset whose gradients add up to nearly those of all pairs.
+
+Gradients are those of :mod:`coreclip.selection.gradients`, frozen at the model that made the features. Left out: selecting
+again during training.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from coreclip.errors import CoreclipError
+from coreclip.selection.clusters import apportion, groups, spherical_kmeans
+from coreclip.selection.facility import DEFAULT_NEIGHBORS, DENSE_LIMIT, check_k, similarity_of
+from coreclip.selection.features import Features
+from coreclip.selection.gradients import clip_gradients, resolve_temperature
+from coreclip.selection.subset import Subset
+
+if TYPE_CHECKING:
+    from coreclip.selection.greedy import Similarity
+
+_CLUSTER_PAIRS = 2000  # of a cluster, on average
+_BLOCK = 4096  # rows
+
+
+@dataclass(frozen=True, eq=False)
+class Craig:
+    """Medoids of gradients.
+
+    Attributes
+    ----------
+    indices : int64 (k,)
+        In order of choice.
+    gains : float64 (k,)
+    gamma : int64 (k,)
+        Rows that each stands for; they sum to n.
+    objective, upper_bound : float
+        Of sum_i max_j (d_max - ||g_i - g_j||), summed over the classes with their budgets.
+    """
+
+    indices: np.ndarray
+    gains: np.ndarray
+    gamma: np.ndarray
+    objective: float
+    upper_bound: float
+
+
+def craig(
+    features: Features,
+    k: int,
+    *,
+    temperature: float | None = None,
+    bank: int = 1024,
+    labels: np.ndarray | None = None,
+    clusters: int | None = None,
+    seed: int = 0,
+) -> Subset:
+    """Choose k pairs, and weights, so that the weighted sum of their gradients is near the sum of all.
+
+    Parameters
+    ----------
+    features : Features
+        With image and text.
+    k : int
+        1 to n, shared out among the classes in proportion to their sizes.
+    temperature : float or None
+        Of CLIP's softmax; None for 1 / the features' ``logit_scale``, or 0.01 where they name none.
+    bank : int
+        Other pairs that each pair is contrasted with.
+    labels : int (n,) or None
+        Class of each pair; None for k-means clusters of the images and texts together.
+    clusters : int or None
+        Their number; None for one per 2,000 pairs.
+    seed : int
+        Of the bank and the clusters.
+
+    Returns
+    -------
+    Subset
+        ``weights`` is gamma * k / n, of mean 1, where gamma counts the pairs that a chosen one stands for; classes take turns, so
+        that prefixes are balanced. The upper bound holds for the same budgets of the classes.
+
+    Raises
+    ------
+    CoreclipError
+        For a missing modality, labels that do not fit, and parameters out of range.
+    """
+    start = time.perf_counter()
+    n = features.n
+    check_k(k, n)
+    gradients = np.hstack(clip_gradients(features, temperature=temperature, bank=bank, seed=seed))
+    if labels is None:
+        clusters = clusters or -(-n // _CLUSTER_PAIRS)
+        classes, _ = spherical_kmeans(features.vectors("both"), clusters, seed)
+    else:
+        classes = _check_labels(labels, clusters, n)
+    found = craig_of_gradients(gradients, k, classes)
+    return Subset(
+        indices=found.indices,
+        weights=found.gamma * (k / n),
+        gains=found.gains,
+        objective=found.objective,
+        upper_bound=found.upper_bound,
+        method="craig",
+        parameters={
+            "temperature": resolve_temperature(features, temperature),
+            "bank": min(bank, n),
+            "classes": len(np.unique(classes)),
+            "classes_from": "clusters" if labels is None else "labels",
+            "weights": "gamma * k / n, where gamma counts the pairs that a chosen one stands for",
+        },
+        seed=seed,
+        n=n,
+        seconds=time.perf_counter() - start,
+        fingerprint=features.fingerprint,
+    )
+
+
+def craig_of_gradients(gradients: np.ndarray, k: int, classes: np.ndarray) -> Craig:
+    """Run CRAIG on given gradients.
+
+    Parameters
+    ----------
+    gradients : float (n, d)
+    k : int
+        1 to n.
+    classes : int64 (n,)
+        A row is represented within its class, or by the nearest of all where its class's share of k is 0.
+
+    Returns
+    -------
+    Craig
+        ``||sum_i g_i - sum_j gamma_j g_j||`` is at most the sum of the distances to the representatives.
+    """
+    from coreclip.selection.greedy import maximise
+
+    members = groups(classes)
+    budgets = apportion(np.array([len(rows) for rows in members]), k)
+    served = [(rows, int(budget)) for rows, budget in zip(members, budgets, strict=True) if budget]
+    runs = [maximise(_gradient_similarity(gradients[rows]), np.ones(len(rows)), budget) for rows, budget in served]
+    chosen = [rows[run.picks] for (rows, _), run in zip(served, runs, strict=True)]
+    gammas = [_count_nearest(gradients, rows, picks) for (rows, _), picks in zip(served, chosen, strict=True)]
+    indices, gamma = np.concatenate(chosen), np.concatenate(gammas)
+    unserved = [rows for rows, budget in zip(members, budgets, strict=True) if not budget]
+    if unserved:
+        gamma = gamma + _count_nearest(gradients, np.concatenate(unserved), indices)
+    turns = np.concatenate([(np.arange(budget) + 0.5) / budget for _, budget in served])
+    order = np.argsort(turns, kind="stable")
+    return Craig(
+        indices[order],
+        np.concatenate([run.gains for run in runs])[order],
+        gamma[order],
+        sum(run.objective for run in runs),
+        sum(run.upper_bound for run in runs),
+    )
+
+
+def _gradient_similarity(gradients: np.ndarray) -> "Similarity":
+    from coreclip.selection.neighbors import proximity
+
+    # Centred and in float64: distances come from differences of squares, which cancel.
+    centred = gradients.astype(np.float64)
+    centred -= centred.mean(axis=0)
+    largest = 2 * float(np.linalg.norm(centred, axis=1).max())  # at least every distance
+    neighbors = DEFAULT_NEIGHBORS if len(centred) > DENSE_LIMIT else None
+    return similarity_of(centred, neighbors, proximity(centred, largest), largest)
+
+
+def _count_nearest(gradients: np.ndarray, rows: np.ndarray, picks: np.ndarray) -> np.ndarray:
+    """Return how many of ``rows`` are nearest to each of ``picks``; ties go to the earlier pick."""
+    medoids = gradients[picks].astype(np.float64)
+    half_squares = np.einsum("ij,ij->i", medoids, medoids) / 2
+    counts = np.zeros(len(picks), np.int64)
+    for start in range(0, len(rows), _BLOCK):
+        nearest = np.argmax(gradients[rows[start : start + _BLOCK]] @ medoids.T - half_squares, axis=1)
+        counts += np.bincount(nearest, minlength=len(picks))
+    return counts
+
+
+def _check_labels(labels: np.ndarray, clusters: int | None, n: int) -> np.ndarray:
+    labels = np.asarray(labels)
+    if clusters is not None:
+        raise CoreclipError(f"clusters = {clusters} beside labels: classes come from one of them; leave the other out")
+    if labels.shape != (n,) or labels.dtype.kind not in "iu":
+        raise CoreclipError(
+            f"labels are {labels.dtype} of shape {labels.shape}; they must be one integer for each of {n} pairs"
+        )
+    return labels.astype(np.int64)

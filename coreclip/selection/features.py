@@ -1,0 +1,250 @@
+"""Embeddings of the pairs of a data set, ours or other people's, checked before anything is selected by them.
+
+Read are: a FEATURES folder of ``coreclip embed``, one ``.npy`` (images only), a DataComp ``.npz`` (``l14_img`` and ``l14_txt``,
+else ``b32_img`` and ``b32_txt``), a clip-retrieval folder (``img_emb/*.npy`` and, if there, ``text_emb/*.npy``).
+Nothing is unpickled. Left out: keys; row i is taken to be the pair with index i.
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from coreclip.errors import CoreclipError
+from coreclip.files import read_json
+
+MODALITIES = ("image", "text", "both")
+
+_BLOCK = 1 << 16  # rows
+_UNIT_TOLERANCE = 1e-2  # float16 rows miss unit length by up to 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Unit embeddings; make it with :meth:`load` or :meth:`from_arrays`, which check and normalise.
+
+    Attributes
+    ----------
+    image, text : float16 or float32 (n, d), or None
+        Row i belongs to the pair with index i; at least one of them is there. Often memory-mapped.
+    captions : float16 or float32 (total, d), or None
+        Each caption.
+    offsets : int64 (n + 1,) or None
+        Captions of pair i are ``offsets[i]:offsets[i + 1]``.
+    info : dict
+        What ``features.json`` says: ``logit_scale``, ``fingerprint``, ``model``, ... Empty for other people's embeddings.
+    """
+
+    image: np.ndarray | None
+    text: np.ndarray | None = None
+    captions: np.ndarray | None = None
+    offsets: np.ndarray | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read embeddings from any of the forms that the module names.
+
+        Raises
+        ------
+        CoreclipError
+            For a file that is missing, damaged or of another kind, and for what :meth:`from_arrays` refuses.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise CoreclipError(
+                f"no features at {path}: it does not exist; make them with coreclip embed or check the path"
+            )
+        if path.suffix == ".npy":
+            return cls.from_arrays(_read_npy(path), source=str(path))
+        if path.suffix == ".npz":
+            return cls.from_arrays(*_read_datacomp(path), source=str(path))
+        if (path / "features.json").exists():
+            return cls.from_arrays(**_read_folder(path), source=str(path))
+        if (path / "img_emb").is_dir():
+            text = path / "text_emb"
+            return cls.from_arrays(
+                _read_parts(path / "img_emb"), _read_parts(text) if text.is_dir() else None, source=str(path)
+            )
+        raise CoreclipError(
+            f"{path} holds no features: expected a folder with features.json or img_emb/, a .npy or a DataComp .npz"
+        )
+
+    @classmethod
+    def from_arrays(
+        cls,
+        image: np.ndarray | None = None,
+        text: np.ndarray | None = None,
+        *,
+        captions: np.ndarray | None = None,
+        offsets: np.ndarray | None = None,
+        info: dict[str, Any] | None = None,
+        source: str = "features",
+    ) -> Self:
+        """Check and, where rows are not of unit length, normalise embeddings.
+
+        Parameters
+        ----------
+        image, text : float (n, d) or None
+        captions : float (total, d) or None
+        offsets : int64 (n + 1,) or None
+        info : dict or None
+        source : str
+            Names the embeddings in errors.
+
+        Raises
+        ------
+        CoreclipError
+            For no embeddings at all, a NaN, an infinity, a row of zeros, a wrong shape or type, and counts or widths that differ.
+        """
+        if image is None and text is None:
+            raise CoreclipError(f"{source}: neither image nor text embeddings; at least one of them is needed")
+        if captions is not None and (offsets is None or offsets.ndim != 1 or offsets[-1] != len(captions)):
+            raise CoreclipError(f"{source}: offsets do not fit the {len(captions)} captions; make the features again")
+        if image is not None and text is not None and image.shape != text.shape:
+            raise CoreclipError(
+                f"{source}: image embeddings are {image.shape}, text embeddings {text.shape}; "
+                f"both must be (pairs, dimensions) of one model"
+            )
+        return cls(
+            None if image is None else _unit_rows(image, f"{source}: image embeddings"),
+            None if text is None else _unit_rows(text, f"{source}: text embeddings"),
+            captions,
+            offsets,
+            dict(info or {}),
+        )
+
+    @property
+    def _first(self) -> np.ndarray:
+        present = self.image if self.image is not None else self.text
+        assert present is not None
+        return present
+
+    @property
+    def n(self) -> int:
+        """Pairs."""
+        return len(self._first)
+
+    @property
+    def dim(self) -> int:
+        """Dimensions of an embedding."""
+        return int(self._first.shape[1])
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The data set's that these were made from, where it is known."""
+        return self.info.get("fingerprint")
+
+    def vectors(self, modality: str = "image") -> np.ndarray:
+        """Return the unit vectors that pairs are compared by.
+
+        Parameters
+        ----------
+        modality : {"image", "text", "both"}
+            ``both`` puts the two side by side, so that a cosine is the mean of the two modalities' cosines.
+
+        Returns
+        -------
+        float32 (n, d), or (n, 2 d) for ``both``
+
+        Raises
+        ------
+        CoreclipError
+            For a modality that is unknown or not there.
+        """
+        if modality not in MODALITIES:
+            raise CoreclipError(f"unknown modality {modality!r}; known: {', '.join(MODALITIES)}")
+        if modality == "both":
+            return np.hstack([self.vectors("image"), self.vectors("text")]) * np.float32(0.5**0.5)
+        rows = self.image if modality == "image" else self.text
+        if rows is None:
+            raise CoreclipError(
+                f"these features hold no {modality} embeddings; name the other modality or embed the pairs"
+            )
+        vectors = np.array(rows, dtype=np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors
+
+    def take(self, indices: np.ndarray) -> Self:
+        """Return the features of some pairs, in the order of ``indices`` (int64 (k,)); captions are left behind."""
+        image = None if self.image is None else self.image[indices]
+        return type(self)(image, None if self.text is None else self.text[indices], None, None, self.info)
+
+
+def as_features(features: Features | np.ndarray) -> Features:
+    """Return ``features``; a bare array (n, d) is taken for image embeddings."""
+    return features if isinstance(features, Features) else Features.from_arrays(np.asarray(features))
+
+
+def _read_folder(path: Path) -> dict[str, Any]:
+    info = read_json(path / "features.json", "features")
+    if not isinstance(info, dict) or info.get("format_version") != 1:
+        raise CoreclipError(
+            f"{path}/features.json is not of format version 1, the only one known; make the features again"
+        )
+    names = ("image", "text", "captions", "offsets")
+    arrays = {name: _read_npy(path / f"{name}.npy") for name in names if (path / f"{name}.npy").exists()}
+    for name in arrays.keys() & {"image", "text"}:
+        if arrays[name].shape != (info.get("n"), info.get("dim")):
+            raise CoreclipError(
+                f"{path}: features.json says {info.get('n')} pairs of {info.get('dim')} dimensions, {name}.npy holds "
+                f"{arrays[name].shape}; make the features again"
+            )
+    return {**arrays, "info": info}
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise CoreclipError(f"{path} is not a readable .npy of numbers ({error}); make it again") from None
+
+
+def _read_datacomp(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    import zipfile
+
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            for model in ("l14", "b32"):
+                if f"{model}_img" in file:
+                    return file[f"{model}_img"], file.get(f"{model}_txt")
+            known = ", ".join(file.files) or "nothing"
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise CoreclipError(f"{path} is not a readable .npz of numbers ({error}); fetch or make it again") from None
+    raise CoreclipError(f"{path} holds {known}; a DataComp .npz holds l14_img and l14_txt, or b32_img and b32_txt")
+
+
+def _read_parts(folder: Path) -> np.ndarray:
+    """Join clip-retrieval's parts in the order of their numbers (``img_emb_2`` before ``img_emb_10``)."""
+    parts = sorted(folder.glob("*.npy"), key=lambda part: [int(number) for number in re.findall(r"\d+", part.stem)])
+    if not parts:
+        raise CoreclipError(f"{folder} holds no .npy files; clip-retrieval writes one per part there")
+    arrays = [_read_npy(part) for part in parts]
+    if len({array.shape[1:] for array in arrays}) > 1 or arrays[0].ndim != 2:
+        raise CoreclipError(f"the parts in {folder} have unequal widths; they must come from one model")
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _unit_rows(rows: np.ndarray, name: str) -> np.ndarray:
+    if rows.ndim != 2 or 0 in rows.shape:
+        raise CoreclipError(f"{name} have shape {rows.shape}; it must be (pairs, dimensions), neither of them 0")
+    if rows.dtype not in (np.float16, np.float32, np.float64):
+        raise CoreclipError(f"{name} are of type {rows.dtype}; they must be float16, float32 or float64")
+    norms = np.empty(len(rows))
+    for start in range(0, len(rows), _BLOCK):
+        norms[start : start + _BLOCK] = np.linalg.norm(rows[start : start + _BLOCK].astype(np.float64), axis=1)
+    for wrong, what in ((~np.isfinite(norms), "NaN or infinite"), (norms == 0, "all zeros")):
+        if wrong.any():
+            raise CoreclipError(
+                f"{name}: {wrong.sum()} of {len(rows)} rows are {what}, the first at index {wrong.argmax()}; "
+                f"leave those pairs out or embed them again"
+            )
+    if rows.dtype != np.float64 and np.abs(norms - 1).max() <= _UNIT_TOLERANCE:
+        return rows
+    unit = np.empty(rows.shape, np.float16 if rows.dtype == np.float16 else np.float32)
+    for start in range(0, len(rows), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        unit[block] = rows[block].astype(np.float64) / norms[block, None]
+    return unit

@@ -1,0 +1,53 @@
+"""Batches to a compact CLIP: model, loss, training, features, metrics."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from coreclip.training.clip_model import ClipModel
+    from coreclip.training.device import resolve_device
+    from coreclip.training.features import EmbedReport, embed
+    from coreclip.training.evaluation import evaluate, recall_at
+    from coreclip.training.loss import contrastive_loss
+    from coreclip.training.model import Clip, build_model
+    from coreclip.training.retrieval import search
+    from coreclip.training.trainer import TrainReport, train
+    from coreclip.training.watch import Watch
+
+_MODULES = {
+    "Clip": "model",
+    "ClipModel": "clip_model",
+    "EmbedReport": "features",
+    "TrainReport": "trainer",
+    "Watch": "watch",
+    "build_model": "model",
+    "contrastive_loss": "loss",
+    "embed": "features",
+    "evaluate": "evaluation",
+    "recall_at": "evaluation",
+    "resolve_device": "device",
+    "search": "retrieval",
+    "train": "trainer",
+}
+
+__all__ = [
+    "Clip",
+    "ClipModel",
+    "EmbedReport",
+    "TrainReport",
+    "Watch",
+    "build_model",
+    "contrastive_loss",
+    "embed",
+    "evaluate",
+    "recall_at",
+    "resolve_device",
+    "search",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,0 +1,6 @@
+"""``python -m coreclip.training``: the commands of this part alone."""
+
+from coreclip.cli import main
+
+if __name__ == "__main__":
+    main("training")

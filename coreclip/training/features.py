@@ -1,0 +1,178 @@
+"""A data set's features by a trained model: every image and every caption, in order, on disk.
+
+``FEATURES/``: ``image.npy`` and ``text.npy`` float16 (n, d), ``captions.npy`` float16 (total, d) with ``offsets.npy`` int64 (n + 1),
+all of unit norm, and ``features.json``, which says of what and by which model.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from coreclip.errors import CoreclipError
+from coreclip.files import atomic_path, check_free_disk, lock, sha256_file, write_json
+from coreclip.pipeline import Dataset, make_loader
+from coreclip.progress import Progress
+from coreclip.training.clip_model import ClipModel
+
+FORMAT_VERSION = 1
+_PAIRS_PER_CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class EmbedReport:
+    """What :func:`embed` returns.
+
+    Attributes
+    ----------
+    n, dim : int
+        Pairs and width of a feature.
+    captions : int
+        Captions of all pairs.
+    seconds, pairs_per_second : float
+    """
+
+    n: int
+    dim: int
+    captions: int
+    seconds: float
+    pairs_per_second: float
+
+
+def embed(
+    dataset: Dataset,
+    features: str | Path,
+    *,
+    model: str | Path,
+    batch_size: int = 512,
+    workers: int = 2,
+    device: str = "cpu",
+) -> EmbedReport:
+    """Embed a data set and write the features to a folder, which is replaced as a whole where there is one.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    features : path
+        Output folder.
+    model : path
+        A finished run; its own tokenizer reads the captions.
+    batch_size, workers : int
+        Of the image loader.
+    device : {"cpu", "cuda", "auto"}
+
+    Returns
+    -------
+    EmbedReport
+
+    Raises
+    ------
+    CoreclipError
+        For a run that can't be loaded, an image that can't be decoded, a folder that holds something else.
+    """
+    begin = time.monotonic()
+    clip = ClipModel.load(model, device)
+    texts, offsets = dataset.all_captions()
+    folder = Path(features)
+    if folder.exists() and not (folder / "features.json").exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CoreclipError(f"{folder} exists and holds no features; a folder of its own is needed; name another one")
+    check_free_disk(folder, 2 * clip.dim * (2 * dataset.n + len(texts)))
+    with lock(folder), atomic_path(folder) as temporary:
+        temporary.mkdir()
+        _write_captions(temporary, clip, texts, offsets)
+        image = np.lib.format.open_memmap(temporary / "image.npy", "w+", np.float16, (dataset.n, clip.dim))
+        for index, rows in image_features(clip, dataset, batch_size=batch_size, workers=workers):
+            image[index] = rows.cpu().numpy()
+        image.flush()
+        write_json(
+            temporary / "features.json",
+            {
+                "format_version": FORMAT_VERSION,
+                "n": dataset.n,
+                "dim": clip.dim,
+                "model": {"run": str(model), "sha256": sha256_file(Path(model) / "model.safetensors")},
+                "logit_scale": float(np.exp(clip.logit_scale)),
+                "fingerprint": dataset.fingerprint,
+                "tokenizer_sha256": clip.tokenizer.sha256,
+            },
+        )
+    seconds = time.monotonic() - begin
+    return EmbedReport(dataset.n, clip.dim, len(texts), seconds, dataset.n / seconds)
+
+
+def image_features(
+    clip: ClipModel, dataset: Dataset, *, batch_size: int = 512, workers: int = 2
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """Yield (index int64 (b,), features float32 (b, d)) of all images in order.
+
+    Raises
+    ------
+    CoreclipError
+        For an image that can't be decoded: a feature in its place would belong to nothing.
+    """
+    loader = make_loader(
+        dataset,
+        batch_size=batch_size,
+        image_size=clip.image_size,
+        train=False,
+        workers=workers,
+        tokenizer=clip.tokenizer,
+    )
+    with Progress(dataset.n, "embedding images") as progress:
+        for batch in loader:
+            if not batch.valid.all():
+                broken = batch.index[~batch.valid].tolist()
+                raise CoreclipError(
+                    f"the images of the pairs {broken[:8]} of {dataset.path} can't be decoded; the file has changed since it was "
+                    "converted; verify the data set and convert it again"
+                )
+            yield batch.index.numpy(), clip.encode_image(batch.images)
+            progress.advance(len(batch.index))
+
+
+def encode_unique(encode: Callable[[list[str]], Tensor], texts: list[str]) -> Tensor:
+    """Encode each different text once; returns float32 (len(texts), d)."""
+    number: dict[str, int] = {}
+    inverse = [number.setdefault(text, len(number)) for text in texts]
+    return encode(list(number))[torch.tensor(inverse, dtype=torch.int64)]
+
+
+def _write_captions(folder: Path, clip: ClipModel, texts: list[str], offsets: np.ndarray) -> None:
+    n = len(offsets) - 1
+    captions = np.lib.format.open_memmap(folder / "captions.npy", "w+", np.float16, (len(texts), clip.dim))
+    text = np.lib.format.open_memmap(folder / "text.npy", "w+", np.float16, (n, clip.dim))
+    with Progress(n, "embedding captions") as progress:
+        for begin in range(0, n, _PAIRS_PER_CHUNK):
+            end = min(begin + _PAIRS_PER_CHUNK, n)
+            first, last = int(offsets[begin]), int(offsets[end])
+            rows = encode_unique(clip.encode_text, texts[first:last]).cpu().numpy()
+            captions[first:last] = rows
+            text[begin:end] = mean_direction(rows, offsets[begin : end + 1] - first)
+            progress.advance(end - begin)
+    captions.flush()
+    text.flush()
+    np.save(folder / "offsets.npy", offsets)
+
+
+def mean_direction(rows: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Return the normalised mean of each group of rows.
+
+    Parameters
+    ----------
+    rows : float32 (total, d), unit norm
+    offsets : int64 (n + 1,)
+        Group i is ``rows[offsets[i]:offsets[i + 1]]``, never empty. Where its mean vanishes, its first row stands for it.
+
+    Returns
+    -------
+    float32 (n, d), unit norm
+    """
+    mean = np.add.reduceat(rows, offsets[:-1], axis=0)
+    norm = np.linalg.norm(mean, axis=1, keepdims=True)
+    vanished = norm[:, 0] < 1e-6
+    mean[vanished], norm[vanished] = rows[offsets[:-1][vanished]], 1.0
+    return mean / norm

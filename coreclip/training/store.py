@@ -1,0 +1,165 @@
+"""What a RUN holds, and how it is written and read: every file whole or absent, and none of them a pickle that could run code.
+
+``config.toml`` (resolved), ``run.json`` (what the run was asked for, what it decided, what came of it), ``metrics.jsonl``,
+``tokenizer.json``, ``checkpoint.pt`` (weights, optimiser, place in the data; for going on), ``model.safetensors`` (weights; at the
+end), ``signals/``.
+"""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from coreclip.config import Config, config_to_toml, load_config
+from coreclip.errors import CoreclipError
+from coreclip.files import atomic_path, read_json, write_json, write_text
+from coreclip.pipeline import Tokenizer
+from coreclip.training.model import Clip, build_model
+
+FORMAT_VERSION = 1
+
+
+def open_run(run: Path, asked: dict[str, Any], config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Begin a run or go on with it; return its record, the content of ``run.json``.
+
+    Parameters
+    ----------
+    run : path
+    asked : dict
+        All that decides the result: data set, configuration, budget, subset. JSON values.
+    config : Config
+    tokenizer : Tokenizer
+        The model's.
+
+    Raises
+    ------
+    CoreclipError
+        Where the folder holds something else, or a run that was asked for something else.
+    """
+    if (run / "run.json").exists():
+        record = read_record(run)
+        _refuse_other(run, record.get("asked", {}), asked)
+        return record
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise CoreclipError(
+            f"{run} exists and is no run of coreclip; a run needs a folder of its own; name another one"
+        )
+    run.mkdir(parents=True, exist_ok=True)
+    write_text(run / "config.toml", config_to_toml(config))
+    tokenizer.save(run / "tokenizer.json")
+    record = {"format_version": FORMAT_VERSION, "asked": asked, "decisions": {}, "finished": False}
+    write_json(run / "run.json", record)
+    return record
+
+
+def read_record(run: Path) -> dict[str, Any]:
+    """Return the content of ``run.json``, refusing a folder without one and a newer format."""
+    if not (run / "run.json").is_file():
+        raise CoreclipError(f"no run at {run}: it has no run.json; check the path, or make one with train")
+    record = read_json(run / "run.json", "run record")
+    version = record.get("format_version") if isinstance(record, dict) else None
+    if version != FORMAT_VERSION:
+        raise CoreclipError(
+            f"run {run} has format version {version!r}; this coreclip reads {FORMAT_VERSION}; train it again or change the version"
+        )
+    return record
+
+
+def _refuse_other(run: Path, stored: dict[str, Any], asked: dict[str, Any]) -> None:
+    stored, asked = _flat(stored), _flat(asked)
+    differing = [key for key in sorted(stored | asked) if stored.get(key) != asked.get(key)]
+    if differing:
+        key = differing[0]
+        more = f" (and {len(differing) - 1} more differences)" if len(differing) > 1 else ""
+        raise CoreclipError(
+            f"{run} holds a run with {key} = {stored.get(key)!r}, now {asked.get(key)!r} is asked for{more}; "
+            "a run is continued with its own settings only; name another folder"
+        )
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in table.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return out
+
+
+def save_checkpoint(run: Path, state: dict[str, Any]) -> None:
+    """Write ``checkpoint.pt`` atomically."""
+    with atomic_path(run / "checkpoint.pt") as temporary:
+        torch.save(state, temporary)
+
+
+def load_checkpoint(run: Path) -> dict[str, Any] | None:
+    """Return the state in ``checkpoint.pt``, None where there is none yet."""
+    path = run / "checkpoint.pt"
+    if not path.exists():
+        return None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
+        raise CoreclipError(
+            f"{path} is damaged ({str(error).splitlines()[0][:80]}); remove the folder {run} and train again"
+        ) from None
+
+
+def save_weights(path: Path, model: Clip) -> None:
+    """Write the model's tensors as safetensors, atomically."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary)
+
+
+def load_weights(run: Path, model: Clip) -> None:
+    """Fill ``model`` from ``RUN/model.safetensors``.
+
+    Raises
+    ------
+    CoreclipError
+        Where the file is missing, damaged, or of another model.
+    """
+    path = run / "model.safetensors"
+    if not path.is_file():
+        raise CoreclipError(
+            f"run {run} is not finished: it has no model.safetensors; run its train command again, it goes on"
+        )
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CoreclipError(f"{path} is damaged ({error}); train again, or copy the file anew") from None
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise CoreclipError(
+            f"{path} does not fit {run / 'config.toml'} ({reason}); restore the run's own files"
+        ) from None
+
+
+def load_run(run: str | Path, device: torch.device) -> tuple[Clip, Tokenizer, Config]:
+    """Return a finished run's model (in evaluation mode, on ``device``), its tokenizer and its configuration."""
+    run = Path(run)
+    read_record(run)
+    config = load_config(run / "config.toml")
+    tokenizer = Tokenizer.load(run / "tokenizer.json")
+    model = build_model(config, vocab_size=tokenizer.vocab_size, seed=config.train.seed)
+    load_weights(run, model)
+    return model.to(device).eval(), tokenizer, config
+
+
+def cut_metrics(path: Path, step: int) -> None:
+    """Drop the lines of ``metrics.jsonl`` past ``step``: the steps are done again. A half-written last line goes too."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (json.JSONDecodeError, KeyError):
+            break
+    write_text(path, "".join(line + "\n" for line in kept))

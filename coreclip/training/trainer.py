@@ -1,0 +1,484 @@
+"""Train a compact CLIP on a data set, or on a weighted subset of it: one function, read from top to bottom.
+
+After big_vision's ``train.py`` in form. The budget is time, samples or epochs; a run that was interrupted goes on where its last
+checkpoint was, bit for bit where the budget is samples or epochs. Left out: several devices, gradient accumulation, torch.compile.
+"""
+
+import collections
+import contextlib
+import copy
+import hashlib
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from coreclip.config import Config, config_from_table, config_to_table
+from coreclip.errors import CoreclipError
+from coreclip.files import lock, write_json
+from coreclip.pipeline import Batch, Dataset, Loader, Tokenizer, make_loader
+from coreclip.progress import Progress
+from coreclip.training.device import resolve_device
+from coreclip.training.loss import ContrastiveLoss, contrastive_loss, equal_pairs
+from coreclip.training.model import Clip, build_model, set_statistics_share
+from coreclip.training.schedule import Budget, learning_rate
+from coreclip.training.signals import SignalRecorder
+from coreclip.training.store import (
+    cut_metrics,
+    load_checkpoint,
+    load_run,
+    open_run,
+    save_checkpoint,
+    save_weights,
+)
+from coreclip.training.watch import NoWatch, Watch
+
+_METRICS_SECONDS = 1.0
+_LOSS_WINDOW = 32  # steps over which the reported loss is averaged
+# bf16 must win clearly: a choice that noise could turn would make two equal commands differ.
+_LEAST_BF16_GAIN = 1.1
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What :func:`train` returns.
+
+    Attributes
+    ----------
+    steps, samples_seen : int
+    seconds : float
+        Wall time, of all sittings of an interrupted run together.
+    samples_per_second : float
+        ``samples_seen / seconds``, so with set-up and waiting.
+    loss : float
+        Mean over the last 32 steps.
+    """
+
+    steps: int
+    samples_seen: int
+    seconds: float
+    samples_per_second: float
+    loss: float
+
+
+def train(
+    dataset: Dataset,
+    run: str | Path,
+    *,
+    config: Config | None = None,
+    subset: Any = None,
+    minutes: float | None = None,
+    samples: int | None = None,
+    epochs: float | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    watch: Watch | None = None,
+    init_from: str | Path | None = None,
+    started: float | None = None,
+) -> TrainReport:
+    """Train a model and write it to ``run``.
+
+    The same call on an unfinished run goes on with it, on a finished one it returns the stored report.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    run : path
+        Output folder.
+    config : Config, optional
+    subset : int array (k,) or object with ``indices`` and ``weights``, optional
+        What to train on; None for all pairs.
+    minutes, samples, epochs : number, optional
+        The budget, exactly one of them. Minutes are wall time from ``started`` to the end of the call.
+    device : {"cpu", "cuda", "auto"}
+    threads : int, optional
+        Of torch on the CPU; None leaves torch's own number. The bits of the result depend on it.
+    watch : Watch, optional
+        Is told the stages of each step: wait, transfer, forward, backward, optimiser, metrics, logging.
+    init_from : path, optional
+        A finished run whose weights and tokenizer are the start.
+    started : float, optional
+        ``time.monotonic()`` at the start of the command; None for now.
+
+    Returns
+    -------
+    TrainReport
+
+    Raises
+    ------
+    CoreclipError
+        For a bad budget, device, subset or run folder, another run's settings, or a loss that is not finite.
+    """
+    started = time.monotonic() if started is None else started
+    config = Config() if config is None else config
+    budget = Budget(minutes=minutes, samples=samples, epochs=epochs)
+    target_device = resolve_device(device)
+    watch = NoWatch() if watch is None else watch
+    run = Path(run)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(lock(run))
+        stack.enter_context(_torch_threads(threads))
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        torch.manual_seed(config.train.seed)
+
+        # The run: what is asked for, what is there already.
+        model, tokenizer = _first_model(dataset, config, init_from)
+        record = open_run(run, _asked(dataset, config, budget, subset, init_from), config, tokenizer)
+        if record["finished"]:
+            return TrainReport(**record["report"])
+        loader = make_loader(
+            dataset,
+            drop_last=_leaves_one(dataset.n if subset is None else len(_indices(subset)), config.data.batch_size),
+            batch_size=config.data.batch_size,
+            image_size=config.data.image_size,
+            train=True,
+            crop_scale=config.data.crop_scale,
+            subset=subset,
+            workers=config.data.workers,
+            seed=config.train.seed,
+            tokenizer=tokenizer,
+        )
+        if loader.n_samples < 2:
+            raise CoreclipError(
+                f"{loader.n_samples} pairs to train on; a contrast needs 2 at least; take a larger subset"
+            )
+        labels = None if dataset.labels is None else torch.from_numpy(np.asarray(dataset.labels, dtype=np.int64))
+        model.to(target_device).train()
+        optimiser = _optimiser(model, config)
+        signals = SignalRecorder(run / "signals", dataset.n) if config.train.signals else None
+        state = load_checkpoint(run)
+        place = _Place()
+        if state is not None:
+            place = _restore(state, model, optimiser, loader, signals)
+        cut_metrics(run / "metrics.jsonl", place.step)
+
+        # The loop.
+        clock = _Clock(started - place.seconds)
+        total = budget.total_samples(loader.n_samples)
+        usable_seconds = budget.usable_seconds()
+        losses = collections.deque(place.losses, maxlen=_LOSS_WINDOW)
+        saved_at = logged_at = clock.seconds()
+        logged_samples = place.samples_seen
+        step_seconds = 0.0
+        stop = stack.enter_context(_interrupts())
+        progress = stack.enter_context(Progress(total, "training"))
+        progress.done = place.samples_seen
+        metrics = stack.enter_context(open(run / "metrics.jsonl", "a", encoding="utf-8"))
+        for batch in watch.iterate("wait", _batches(loader)):
+            begin = clock.seconds()
+            fraction = (
+                min((begin + step_seconds / 2) / usable_seconds, 1.0)
+                if total is None
+                else (place.samples_seen + len(batch.index) / 2) / total
+            )
+            if total is not None and place.samples_seen + len(batch.index) > total:
+                batch = _first_rows(batch, max(total - place.samples_seen, 2))
+            with watch.stage("transfer"):
+                rows = _to_device(batch, labels, target_device)
+            if "precision" not in record["decisions"]:
+                record["decisions"] = _decide_precision(model, rows, config.train.precision)
+                write_json(run / "run.json", record)
+            bf16 = record["decisions"]["precision"] == "bf16"
+
+            with watch.stage("forward"):
+                set_statistics_share(model, len(rows.index) / config.data.batch_size)
+                result = _forward(model, rows, bf16)
+                loss = result.loss.item()
+            if not math.isfinite(loss):
+                _refuse_loss(loss, place.step, batch.index)
+            with watch.stage("backward"):
+                optimiser.zero_grad(set_to_none=True)
+                result.loss.backward()
+            with watch.stage("optimiser"):
+                nn.utils.clip_grad_norm_(model.parameters(), config.train.clip_norm)
+                rate = learning_rate(config.train.lr, config.train.warmup, step=place.step, fraction=fraction)
+                for group in optimiser.param_groups:
+                    group["lr"] = rate
+                optimiser.step()
+
+            place.step += 1
+            place.samples_seen += len(batch.index)
+            place.step_in_pass += 1
+            losses.append(loss)
+            with watch.stage("metrics"):
+                if signals is not None:
+                    signals.record(rows.index, result)
+                if place.step_in_pass == len(loader):
+                    place.step_in_pass = 0
+                    if signals is not None:
+                        signals.end_pass()
+            now = clock.seconds()
+            step_seconds = now - begin
+            finished = place.samples_seen >= total if total is not None else now + 1.5 * step_seconds >= usable_seconds
+            with watch.stage("logging"):
+                progress.advance(len(batch.index), note=f"loss {loss:.3f}")
+                if finished or place.step == 1 or now - logged_at >= _METRICS_SECONDS:
+                    line = {
+                        "step": place.step,
+                        "samples_seen": place.samples_seen,
+                        "seconds": now,
+                        "loss": loss,
+                        "floor": result.floor.item(),
+                        "lr": rate,
+                        "logit_scale": model.logit_scale.item(),
+                        "samples_per_second": (place.samples_seen - logged_samples) / max(now - logged_at, 1e-9),
+                    }
+                    _write_line(metrics, line)
+                    logged_at, logged_samples = now, place.samples_seen
+                if stop.is_set() or (not finished and now - saved_at >= config.train.checkpoint_seconds):
+                    place.seconds, place.losses = now, list(losses)
+                    save_checkpoint(run, _state(place, model, optimiser, loader, signals))
+                    saved_at = clock.seconds()
+            watch.step(len(batch.index))
+            if stop.is_set():
+                raise KeyboardInterrupt
+            if finished:
+                break
+
+        # The end: the state, the weights, the report.
+        if signals is not None:
+            signals.end_pass()
+        place.seconds, place.losses = clock.seconds(), list(losses)
+        save_checkpoint(run, _state(place, model, optimiser, loader, signals))
+        save_weights(run / "model.safetensors", model)
+        seconds = clock.seconds()
+        report = TrainReport(
+            steps=place.step,
+            samples_seen=place.samples_seen,
+            seconds=seconds,
+            samples_per_second=place.samples_seen / seconds,
+            loss=sum(losses) / len(losses),
+        )
+        write_json(
+            run / "run.json",
+            record | {"finished": True, "report": asdict(report), "logit_scale": model.logit_scale.item()},
+        )
+        return report
+
+
+# --------------------------------------------------------------------------------------------------------------------- set-up
+
+
+def _first_model(dataset: Dataset, config: Config, init_from: str | Path | None) -> tuple[Clip, Tokenizer]:
+    """The model at step 0 and the tokenizer that is its own from then on."""
+    if init_from is None:
+        tokenizer = dataset.tokenizer()
+        return build_model(config, vocab_size=tokenizer.vocab_size, seed=config.train.seed), tokenizer
+    model, tokenizer, other = load_run(init_from, torch.device("cpu"))
+    if other.model != config.model or other.data.image_size != config.data.image_size:
+        raise CoreclipError(
+            f"run {init_from} has another model or image size than the configuration asks for; a start needs the same; "
+            f"use --config {Path(init_from) / 'config.toml'}"
+        )
+    return model, tokenizer
+
+
+def _asked(
+    dataset: Dataset, config: Config, budget: Budget, subset: Any, init_from: str | Path | None
+) -> dict[str, Any]:
+    """All that decides the result, as JSON values."""
+    return {
+        "fingerprint": dataset.fingerprint,
+        "config": config_to_table(config),
+        "budget": {name: value for name, value in asdict(budget).items() if value is not None},
+        "subset": _subset_provenance(subset),
+        "init_from": None if init_from is None else str(init_from),
+    }
+
+
+def _subset_provenance(subset: Any) -> dict[str, Any]:
+    if subset is None:
+        return {"k": None}
+    indices = _indices(subset)
+    weights = np.ascontiguousarray(getattr(subset, "weights", np.ones(len(indices))), dtype=np.float64)
+    return {
+        "k": len(indices),
+        "sha256": hashlib.sha256(indices.tobytes() + weights.tobytes()).hexdigest(),
+        "method": getattr(subset, "method", None),
+    }
+
+
+def _indices(subset: Any) -> np.ndarray:
+    return np.ascontiguousarray(getattr(subset, "indices", subset), dtype=np.int64)
+
+
+def _leaves_one(n: int, batch_size: int) -> bool:
+    """Whether the last batch of a pass would hold one pair, which has nothing to be told from."""
+    return n > batch_size and n % batch_size == 1
+
+
+def _optimiser(model: Clip, config: Config) -> torch.optim.AdamW:
+    """AdamW whose weight decay falls on matrices only: not on gains, biases, positions, temperature."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim >= 2 and not name.endswith("position")]
+    others = [p for name, p in model.named_parameters() if p.ndim < 2 or name.endswith("position")]
+    c = config.train
+    groups = [{"params": matrices, "weight_decay": c.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps, fused=True)
+
+
+@contextlib.contextmanager
+def _torch_threads(threads: int | None) -> Iterator[None]:
+    if threads is not None and threads < 1:
+        raise CoreclipError(f"threads = {threads} is not allowed: at least 1; leave it out for torch's own number")
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if threads is None else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into an event that the loop looks at between two steps; a second one interrupts at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event  # signals reach the main thread only
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: object) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# --------------------------------------------------------------------------------------------------------------------- a step
+
+
+@dataclass
+class _Rows:
+    """A batch on the device, without the pairs that do not count."""
+
+    images: Tensor
+    tokens: Tensor
+    weight: Tensor
+    labels: Tensor | None
+    index: np.ndarray
+
+
+class _Clock:
+    def __init__(self, zero: float) -> None:
+        self._zero = zero
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._zero
+
+
+def _batches(loader: Loader) -> Iterator[Batch]:
+    while True:  # each pass is another epoch of the loader
+        yield from loader
+
+
+def _first_rows(batch: Batch, n: int) -> Batch:
+    return replace(batch, **{name: value[:n] for name, value in vars(batch).items()})
+
+
+def _to_device(batch: Batch, labels: Tensor | None, device: torch.device) -> _Rows:
+    """Drop broken and weightless pairs, so that they take no part in the batch's statistics either, and move the rest."""
+    keep = (batch.valid & (batch.weight > 0)).nonzero().squeeze(1)
+    if len(keep) < len(batch.index):
+        batch = replace(batch, **{name: value[keep] for name, value in vars(batch).items()})
+    if len(keep) < 2:
+        raise CoreclipError(
+            f"a batch has {len(keep)} pairs with an image that decodes and a weight above 0; it needs 2 at least; "
+            "verify the data set and look at the subset's weights"
+        )
+    return _Rows(
+        images=batch.images.to(device, non_blocking=True),
+        tokens=batch.tokens.to(device, non_blocking=True),
+        weight=batch.weight.to(device, non_blocking=True),
+        labels=None if labels is None else labels[batch.index].to(device, non_blocking=True),
+        index=batch.index.numpy(),
+    )
+
+
+def _forward(model: Clip, rows: _Rows, bf16: bool) -> ContrastiveLoss:
+    with torch.autocast(rows.images.device.type, torch.bfloat16, enabled=bf16):
+        images, texts, scale = model(rows.images, rows.tokens)
+    return contrastive_loss(images, texts, scale, same=equal_pairs(rows.tokens, rows.labels), weight=rows.weight)
+
+
+def _decide_precision(model: Clip, rows: _Rows, asked: str) -> dict[str, Any]:
+    """Choose between fp32 and bf16 autocast by steps on copies of the model."""
+    if asked != "auto":
+        return {"precision": asked}
+    seconds = {"fp32": math.inf, "bf16": math.inf}
+    for _ in range(3):  # the first one warms up; the least of three is least disturbed
+        for name in seconds:
+            trial = copy.deepcopy(model)
+            begin = time.perf_counter()
+            _forward(trial, rows, name == "bf16").loss.backward()
+            trial.logit_scale.grad.item()  # type: ignore[union-attr]  # waits for a CUDA device
+            seconds[name] = min(seconds[name], time.perf_counter() - begin)
+    gain = seconds["fp32"] / seconds["bf16"]
+    return {
+        "precision": "bf16" if gain >= _LEAST_BF16_GAIN else "fp32",
+        "precision_seconds_per_step": seconds,
+    }
+
+
+def _refuse_loss(loss: float, step: int, index: Tensor) -> None:
+    shown = ", ".join(map(str, index[:8].tolist())) + (", ..." if len(index) > 8 else "")
+    raise CoreclipError(
+        f"the loss is {loss} at step {step} (batch with the indices {shown}); a run needs finite losses; "
+        "lower train.lr, or train with train.precision=fp32"
+    )
+
+
+def _write_line(file: TextIO, line: dict[str, Any]) -> None:
+    file.write(json.dumps(line) + "\n")
+    file.flush()
+
+
+# --------------------------------------------------------------------------------------------------------------- checkpoints
+
+
+@dataclass
+class _Place:
+    """Where a run is."""
+
+    step: int = 0
+    samples_seen: int = 0
+    step_in_pass: int = 0
+    seconds: float = 0.0
+    losses: list[float] | tuple[float, ...] = ()
+
+
+def _state(
+    place: _Place, model: Clip, optimiser: torch.optim.AdamW, loader: Loader, signals: SignalRecorder | None
+) -> dict[str, Any]:
+    return {
+        "place": asdict(place),
+        "model": model.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "loader": loader.state_dict(),
+        "signals": None if signals is None else signals.state_dict(),
+        "random": torch.get_rng_state(),
+    }
+
+
+def _restore(
+    state: dict[str, Any], model: Clip, optimiser: torch.optim.AdamW, loader: Loader, signals: SignalRecorder | None
+) -> _Place:
+    model.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    loader.load_state_dict(state["loader"])
+    if signals is not None:
+        signals.load_state_dict(state["signals"])
+    torch.set_rng_state(state["random"])
+    return _Place(**state["place"])

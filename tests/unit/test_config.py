@@ -1,0 +1,80 @@
+"""Configuration: defaults, TOML, overrides, and every refusal."""
+
+import pytest
+
+from coreclip.config import Config, config_from_table, config_to_table, config_to_toml, load_config
+from coreclip.errors import CoreclipError
+
+
+def test_without_a_file_the_defaults_hold():
+    assert load_config() == Config()
+
+
+def test_toml_round_trip(tmp_path):
+    config = load_config(overrides=["train.lr=0.002", "data.crop_scale=[0.5, 1]", "model.image_tower=vit"])
+    (tmp_path / "c.toml").write_text(config_to_toml(config))
+    assert load_config(tmp_path / "c.toml") == config
+
+
+def test_table_round_trip():
+    config = load_config(overrides=["train.seed=7"])
+    assert config_from_table(config_to_table(config)) == config
+
+
+def test_the_later_override_wins_over_the_earlier_and_the_file(tmp_path):
+    (tmp_path / "c.toml").write_text("[train]\nlr = 0.5\n")
+    config = load_config(tmp_path / "c.toml", ["train.lr=0.1", "train.lr=1e-3"])
+    assert config.train.lr == 1e-3
+
+
+def test_a_whole_number_may_stand_for_a_real_one():
+    assert load_config(overrides=["train.weight_decay=1"]).train.weight_decay == 1.0
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("lr=1", ["section.key=value"]),
+        ("train.lr", ["section.key=value"]),
+        ("train.learning_rate=1e-3", ["unknown key train.learning_rate", "lr"]),
+        ("trian.lr=1e-3", ["unknown section [trian]", "train"]),
+        ("train.lr=fast", ["train.lr", "'fast'", "float"]),
+        ("train.lr=nan", ["train.lr", "float"]),
+        ("train.lr=0", ["train.lr", "between 0 and 1"]),
+        ("data.batch_size=1", ["data.batch_size", "1", "second pair"]),
+        ("data.batch_size=2.5", ["data.batch_size", "int"]),
+        ("data.crop_scale=[0.5]", ["data.crop_scale", "2 numbers"]),
+        ("data.crop_scale=[0.9, 0.5]", ["data.crop_scale", "low <= high"]),
+        ("model.image_tower=resnext", ["model.image_tower", "cnn, vit"]),
+        ("model.heads=3", ["model.text_width", "multiple of model.heads = 3"]),
+        ("train.signals=1", ["train.signals", "bool"]),
+        ("train.precision=fp8", ["train.precision", "auto, fp32, bf16"]),
+    ],
+)
+def test_an_override_that_cannot_be_meant_is_refused(override, words):
+    with pytest.raises(CoreclipError) as refusal:
+        load_config(overrides=[override])
+    for word in words:
+        assert word in str(refusal.value)
+
+
+def test_a_patch_that_does_not_divide_the_image_is_refused():
+    with pytest.raises(CoreclipError, match=r"model.patch_size = 7.*divisor of data.image_size = 64"):
+        load_config(overrides=["model.image_tower=vit", "model.patch_size=7"])
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(CoreclipError, match=r"none.toml can't be read"):
+        load_config(tmp_path / "none.toml")
+
+
+def test_a_file_that_is_not_toml_is_refused_with_the_place(tmp_path):
+    (tmp_path / "c.toml").write_text("[train\n")
+    with pytest.raises(CoreclipError, match=r"is not TOML.*line 1"):
+        load_config(tmp_path / "c.toml")
+
+
+def test_a_section_that_is_no_table_is_refused(tmp_path):
+    (tmp_path / "c.toml").write_text("train = 3\n")
+    with pytest.raises(CoreclipError, match=r"write \[train\]"):
+        load_config(tmp_path / "c.toml")
