@@ -37,12 +37,15 @@ class DataConfig:
         Pairs in a training batch.
     workers : int
         Decoding threads.
+    resident : bool
+        Whether the decoded images, a little larger than ``image_size``, are kept in memory after the first pass.
     """
 
     image_size: int = 64
     crop_scale: tuple[float, float] = (0.9, 1.0)
     batch_size: int = 256
     workers: int = 2
+    resident: bool = False
 
     def __post_init__(self) -> None:
         _require(8 <= self.image_size <= 1024, "data.image_size", self.image_size, "8 to 1024 pixels")

@@ -12,22 +12,32 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 import coreclip
 from coreclip.config import Config, DataConfig, ModelConfig, TrainConfig
 from coreclip.demo_truth import Truth, galleries
 from coreclip.errors import CoreclipError
 from coreclip.files import lock, remove, write_json
-from coreclip.report import METRIC, compare, is_report, overall_outcome, summarise, table_text, verdict_sentence, write_report
+from coreclip.report import (
+    METRIC,
+    compare,
+    is_report,
+    overall_outcome,
+    summarise,
+    table_text,
+    verdict_sentence,
+    write_report,
+)
 
 if TYPE_CHECKING:
     from coreclip.pipeline import Dataset
-    from coreclip.profiling import StageRecorder
     from coreclip.selection import Features, Subset
 
 # First the pairs whose text fits, because semdedup on its own may keep the one of two copies whose caption is wrong. The shares
@@ -46,6 +56,7 @@ _PROXY_SHARE = 0.13  # of the minutes
 _CALIBRATION_SHARE = 0.02
 _RESERVE_SECONDS, _RESERVE_SHARE = 2.0, 0.03  # for the report, and for a machine that slows down
 _SPEED_MARGIN = 0.92
+_TRIAL_STEPS = 12
 _QUERY = "a red ball on the beach"
 
 
@@ -73,7 +84,7 @@ class _Task:
     """One training with its evaluation, for a process of its own."""
 
     dataset: str
-    heldout: str | None  # None: not evaluated
+    heldout: str
     run: str
     subset: str | None
     seed: int
@@ -137,12 +148,18 @@ def run_demo(
 
 
 def _check(out: Path, minutes: float, workers: int, seeds: int) -> None:
-    for name, value, low, high in (("minutes", minutes, _LEAST_MINUTES, 1440), ("workers", workers, 1, 64), ("seeds", seeds, 2, 100)):
+    for name, value, low, high in (
+        ("minutes", minutes, _LEAST_MINUTES, 1440),
+        ("workers", workers, 1, 64),
+        ("seeds", seeds, 2, 100),
+    ):
         if not low <= value <= high:
             raise CoreclipError(f"{name} = {value} is out of range: it must be between {low} and {high:,}; change it")
     if not out.exists() or (out.is_dir() and (is_report(out / "index.html") or not any(out.iterdir()))):
         return
-    raise CoreclipError(f"{out} exists and is no demo report; nothing of yours is replaced; name another directory or remove it")
+    raise CoreclipError(
+        f"{out} exists and is no demo report; nothing of yours is replaced; name another directory or remove it"
+    )
 
 
 def _run(work: Path, clock: _Clock, seconds: float, seed: int, workers: int, seeds: int, pairs: int) -> dict[str, Any]:
@@ -157,7 +174,9 @@ def _run(work: Path, clock: _Clock, seconds: float, seed: int, workers: int, see
     with clock.stage("convert"):
         options: dict[str, Any] = {"context": CONFIG.model.context, "workers": workers}
         converted = convert([scenes / name for name in drawn.shards], names[0], vocab_size=1024, **options)
-        convert([scenes / name for name in drawn.heldout_shards], names[1], tokenizer=names[0] / "tokenizer.json", **options)
+        convert(
+            [scenes / name for name in drawn.heldout_shards], names[1], tokenizer=names[0] / "tokenizer.json", **options
+        )
         dataset, heldout = (Dataset(name) for name in names)
     with clock.stage("train a proxy"):
         profile = _train_proxy(dataset, work / "runs" / "proxy", _PROXY_SHARE * seconds, seed, workers)
@@ -167,20 +186,21 @@ def _run(work: Path, clock: _Clock, seconds: float, seed: int, workers: int, see
         embed(dataset, work / "features", model=work / "runs" / "proxy", workers=workers)
         features = Features.load(work / "features")
     with clock.stage("select"):
-        chosen = _select(features, dataset, work, seed, seeds)
+        final = _select(features, dataset, work, seed)
+        randoms = _select_randoms(dataset.n, final.k, work, seed, seeds)
     with clock.stage(f"train and evaluate {len(ARMS) * seeds} runs"):
-        runs, samples = _train_arms(work, clock, seconds, chosen, seed, seeds, workers)
+        runs, samples = _train_arms(work, clock, seconds, seed, seeds, workers)
     with clock.stage("check against the truth"):
         truth = Truth(dataset, scenes, features)
-        final = chosen["coreset"][0]
+        subsets: dict[str, list[Subset | None]] = {"everything": [None], "random": [*randoms], "coreset": [final]}
         stages = _survivors(features, dataset, seed)
         found = _found(work, heldout)
         arms = {
             name: {
                 "pairs": dataset.n if name == "everything" else final.k,
                 "runs": runs[name],
-                "summary": summarise([{k: v for k, v in run.items() if k not in ("seed", "seconds")} for run in runs[name]]),
-                "planted": truth.shares(chosen[name]),
+                "summary": summarise(runs[name]),
+                "planted": truth.shares(subsets[name]),
             }
             for name in ARMS
         }
@@ -210,40 +230,51 @@ def _run(work: Path, clock: _Clock, seconds: float, seed: int, workers: int, see
 
 
 def _train_proxy(dataset: "Dataset", run: Path, seconds: float, seed: int, threads: int) -> dict[str, Any]:
-    """Train on everything for the signals that the selection needs, and watch where the time of a step goes."""
+    """Train on everything for the features that the selection needs, and watch where the time of a step goes."""
     from coreclip.profiling import VERDICTS, StageRecorder, diagnose_records
     from coreclip.training import train
 
-    recorder = StageRecorder(cuda=False)
-    train(dataset, run, config=_config(seed), minutes=seconds / 60, threads=threads, watch=recorder)
-    records = recorder.finish()
-    diagnosis = diagnose_records(records.skip(min(8, len(records) // 2)), setting={"workers": CONFIG.data.workers, "device": "cpu"})
-    stages = [
-        {"name": name, "seconds": stage["milliseconds_per_step"] / 1e3, "label": f"{stage['milliseconds_per_step']:.1f} ms"}
-        for name, stage in diagnosis.stages.items()
-    ]
+    batch, trial, recorder = CONFIG.data.batch_size, StageRecorder(cuda=False), StageRecorder(cuda=False)
+    warm_run = run.with_name("warm")
+    train(dataset, warm_run, config=_config(seed), samples=_TRIAL_STEPS * batch, threads=threads, watch=trial)
+    remove(warm_run)
+    step_seconds = float(np.median(trial.records.step_milliseconds[_TRIAL_STEPS // 2 :])) / 1e3
+    steps = max(int(seconds / step_seconds), 2 * _TRIAL_STEPS)
+    train(dataset, run, config=_config(seed), samples=steps * batch, threads=threads, watch=recorder)
+    diagnosis = diagnose_records(
+        recorder.records.skip(_TRIAL_STEPS // 2), setting={"workers": CONFIG.data.workers, "device": "cpu"}
+    )
+    stages = [(name, stage["milliseconds_per_step"]) for name, stage in diagnosis.stages.items()]
     return {
         "verdict": diagnosis.verdict,
         "summary": VERDICTS[diagnosis.verdict],
         "samples_per_second": diagnosis.samples_per_second,
-        "stages": stages,
+        "stages": [{"name": name, "seconds": ms / 1e3, "label": f"{ms:.1f} ms"} for name, ms in stages],
     }
 
 
 def _config(seed: int) -> Config:
-    return Config(data=CONFIG.data, model=CONFIG.model, train=TrainConfig(**{**vars(CONFIG.train), "seed": seed}))
+    return replace(CONFIG, train=replace(CONFIG.train, seed=seed))
 
 
-def _select(features: "Features", dataset: "Dataset", work: Path, seed: int, seeds: int) -> dict[str, list["Subset | None"]]:
-    """Choose and save; each arm has one subset for each seed: the random ones differ, the coreset is always the same."""
-    from coreclip.selection import random_subset, select
+def _select(features: "Features", dataset: "Dataset", work: Path, seed: int) -> "Subset":
+    from coreclip.selection import select
 
-    coreset = select(features, dataset.n, method=EXPRESSION, fraction=FRACTION, seed=seed, fingerprint=dataset.fingerprint)
-    coreset.save(work / "subsets" / "coreset.parquet")
-    randoms = [random_subset(dataset.n, coreset.k, seed + i) for i in range(seeds)]
-    for i, subset in enumerate(randoms):
+    subset = select(
+        features, dataset.n, method=EXPRESSION, fraction=FRACTION, seed=seed, fingerprint=dataset.fingerprint
+    )
+    subset.save(work / "subsets" / "coreset.parquet")
+    return subset
+
+
+def _select_randoms(n: int, k: int, work: Path, seed: int, seeds: int) -> "list[Subset]":
+    """Return another random subset for each seed: the spread of the random arm is also that of the draw."""
+    from coreclip.selection import random_subset
+
+    subsets = [random_subset(n, k, seed + i) for i in range(seeds)]
+    for i, subset in enumerate(subsets):
         subset.save(work / "subsets" / f"random-{i}.parquet")
-    return {"everything": [None] * seeds, "random": [*randoms], "coreset": [coreset] * seeds}
+    return subsets
 
 
 def _survivors(features: "Features", dataset: "Dataset", seed: int) -> "list[Subset]":
@@ -261,7 +292,7 @@ def _survivors(features: "Features", dataset: "Dataset", seed: int) -> "list[Sub
 
 
 def _train_arms(
-    work: Path, clock: _Clock, seconds: float, chosen: dict[str, list["Subset | None"]], seed: int, seeds: int, workers: int
+    work: Path, clock: _Clock, seconds: float, seed: int, seeds: int, workers: int
 ) -> tuple[dict[str, list[dict[str, float]]], int]:
     """Train and evaluate every arm with every seed, ``workers`` at a time; returns the runs and the samples of each."""
 
@@ -274,7 +305,14 @@ def _train_arms(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
         trials = [
-            _Task(str(work / "dataset"), str(work / "heldout"), str(work / "trials" / str(i)), None, seed, minutes=_CALIBRATION_SHARE * seconds / 60)
+            _Task(
+                str(work / "dataset"),
+                str(work / "heldout"),
+                str(work / "trials" / str(i)),
+                None,
+                seed,
+                minutes=_CALIBRATION_SHARE * seconds / 60,
+            )
             for i in range(workers)
         ]
         speeds = list(pool.map(_trial, trials))
@@ -302,29 +340,22 @@ def _one_thread() -> None:
 
 def _trial(task: _Task) -> tuple[float, float]:
     """Return samples a second in full swing, and the seconds that a run and its evaluation take besides."""
-    from coreclip.training import train
-
-    _train_and_evaluate(_Task(**{**vars(task), "run": task.run + "-warm", "minutes": None, "samples": CONFIG.data.batch_size}))
-    _, seconds, _ = _timed(task)
-    lines = [json.loads(line) for line in (Path(task.run) / "metrics.jsonl").read_text().splitlines()]
-    assert callable(train)
-    first, last = lines[0], lines[-1]
-    rate = (last["samples_seen"] - first["samples_seen"]) / max(last["seconds"] - first["seconds"], 1e-3)
-    return rate, seconds - last["samples_seen"] / rate
+    _train_and_evaluate(replace(task, run=task.run + "-warm", minutes=None, samples=CONFIG.data.batch_size))
+    seconds = _train_and_evaluate(task)["seconds"]
+    lines = [json.loads(line) for line in (Path(task.run) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    samples, passed = (lines[-1][name] - lines[0][name] for name in ("samples_seen", "seconds"))
+    rate = max(samples, 1) / max(passed, 1e-3)
+    return rate, max(seconds - lines[-1]["samples_seen"] / rate, 0.0)
 
 
 def _train_and_evaluate(task: _Task) -> dict[str, float]:
-    metrics, seconds, _ = _timed(task)
-    return {"seed": task.seed, "seconds": seconds, **metrics}
-
-
-def _timed(task: _Task) -> tuple[dict[str, float], float, int]:
+    """Train and evaluate one run; returns its recalls, its seed and the seconds that it took."""
     from coreclip.pipeline import Dataset
     from coreclip.selection import Subset
     from coreclip.training import evaluate, train
 
     begin = time.monotonic()
-    report = train(
+    train(
         Dataset(task.dataset),
         task.run,
         config=_config(task.seed),
@@ -334,9 +365,9 @@ def _timed(task: _Task) -> tuple[dict[str, float], float, int]:
         threads=1,
     )
     measured = evaluate(task.run, Dataset(task.heldout), workers=1)
-    metrics = {name: value for name, value in measured.items() if "_recall_at_" in name}
-    metrics[METRIC] = (measured["text_to_image_recall_at_5"] + measured["image_to_text_recall_at_5"]) / 2
-    return metrics, time.monotonic() - begin, report.samples_seen
+    recalls = {name: value for name, value in measured.items() if "_recall_at_" in name}
+    recalls[METRIC] = (measured["text_to_image_recall_at_5"] + measured["image_to_text_recall_at_5"]) / 2
+    return {"seed": task.seed, "seconds": time.monotonic() - begin, **recalls}
 
 
 # ------------------------------------------------------------------------------------------------------------------ for the page

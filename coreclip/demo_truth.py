@@ -81,10 +81,124 @@ class Truth:
                 "auroc": _or_none(roc_auc_score, ~self.mismatched, self.scores),
                 "recall": float((~taken)[self.mismatched].mean()) if self.mismatched.any() else None,
             },
-            "near_duplicates": {"recall": float((times[scenes_repeated] <= 1).mean()) if len(scenes_repeated) else None},
+            "near_duplicates": {
+                "recall": float((times[scenes_repeated] <= 1).mean()) if len(scenes_repeated) else None
+            },
             "precision": float(planted[~taken].mean()) if not taken.all() else None,
         }
 
     def words(self, index: int) -> str:
         """Return what was planted in a pair, for its picture; empty for a sound one."""
         return "swapped caption" if self.mismatched[index] else ""
+
+
+def galleries(
+    dataset: "Dataset",
+    truth: Truth,
+    survivors: "Sequence[Subset]",
+    chosen: "Subset",
+    heldout: "Dataset",
+    query: str,
+    found: Sequence[dict[str, Any]],
+) -> list[Gallery]:
+    """Return the report's pictures: what was taken, what was refused and why, and where the selection erred.
+
+    Parameters
+    ----------
+    survivors : sequence of Subset
+        What the image-text score leaves, and what the removal of near-duplicates leaves of that.
+    chosen : Subset
+    found : sequence of dict
+        What the coreset's model finds for ``query`` among ``heldout``.
+    """
+    everything = np.arange(len(truth.scene))
+    after_score, after_copies = (subset.indices for subset in survivors)
+    unfit = np.setdiff1d(everything, after_score)
+    copies = np.setdiff1d(after_score, after_copies)
+    covered = np.setdiff1d(after_copies, chosen.indices)
+    by_score = np.argsort(truth.scores, kind="stable")
+    swapped_taken = by_score[np.isin(by_score, chosen.indices) & truth.mismatched[by_score]][::-1]
+    sound_refused = by_score[np.isin(by_score, unfit) & ~truth.mismatched[by_score]]
+    result = [
+        Gallery(
+            "Taken first",
+            "The pairs that stand for the most others, by facility location.",
+            [_picture(dataset, truth, i, f"pick {rank + 1}") for rank, i in enumerate(chosen.indices[:_PER_GALLERY])],
+        ),
+        Gallery(
+            "Refused: image and text do not fit",
+            f"The lowest of {len(unfit):,} image-text scores below the cut.",
+            [_unfit(dataset, truth, i) for i in by_score[:_PER_GALLERY]],
+        ),
+        Gallery(
+            "Refused: near-duplicates",
+            f"{len(copies):,} pairs look like another one; each is shown before the one that was kept in its stead.",
+            _copies(dataset, truth, copies, after_copies),
+        ),
+        Gallery(
+            "Left out: others stand for them",
+            f"{len(covered):,} sound-looking pairs whose like is among the chosen.",
+            [_covered(dataset, truth, i, chosen.indices) for i in covered[:_PER_GALLERY]],
+        ),
+        Gallery(
+            "Wrongly taken",
+            "Swapped captions with the highest scores among the chosen.",
+            [_unfit(dataset, truth, i) for i in swapped_taken[:_PER_GALLERY]],
+        ),
+        Gallery(
+            "Wrongly refused",
+            "Sound pairs with the lowest scores.",
+            [_unfit(dataset, truth, i) for i in sound_refused[:_PER_GALLERY]],
+        ),
+        Gallery(
+            f"Found: “{query}”",
+            "What a model that was trained on the coreset finds among the held-out pictures.",
+            [
+                Picture(
+                    heldout.image_bytes(hit["index"]), hit["captions"][0], f"{hit['rank']}. cosine {hit['score']:.2f}"
+                )
+                for hit in found
+            ],
+        ),
+    ]
+    return [gallery for gallery in result if gallery.pictures]
+
+
+def _picture(dataset: "Dataset", truth: Truth, index: int, note: str) -> Picture:
+    return Picture(dataset.image_bytes(int(index)), dataset.captions(int(index))[0], note, truth.words(index))
+
+
+def _unfit(dataset: "Dataset", truth: Truth, index: int) -> Picture:
+    note = f"score {truth.scores[index]:.2f}"
+    if truth.mismatched[index]:
+        note += f"; shows: {truth.true_captions[index]}"
+    return _picture(dataset, truth, index, note)
+
+
+def _copies(dataset: "Dataset", truth: Truth, copies: np.ndarray, kept: np.ndarray) -> list[Picture]:
+    """Return the closest refused copies, each followed by the kept pair that it is most like."""
+    if not len(copies):
+        return []
+    cosines = truth.image[copies] @ truth.image[kept].T
+    nearest, highest = kept[cosines.argmax(axis=1)], cosines.max(axis=1)
+    pictures = []
+    for row in np.argsort(-highest, kind="stable")[: _PER_GALLERY // 2]:
+        i, other = copies[row], nearest[row]
+        planted = "planted near-duplicate" if truth.scene[i] == truth.scene[other] else ""
+        note = f"refused: like {dataset.keys[other]} (cosine {highest[row]:.3f})"
+        pictures.append(Picture(dataset.image_bytes(int(i)), dataset.captions(int(i))[0], note, planted))
+        pictures.append(_picture(dataset, truth, other, f"kept: {dataset.keys[other]}"))
+    return pictures
+
+
+def _covered(dataset: "Dataset", truth: Truth, index: int, chosen: np.ndarray) -> Picture:
+    cosines = truth.image[chosen] @ truth.image[index]
+    best = int(cosines.argmax())
+    return _picture(
+        dataset, truth, index, f"stands for it: {dataset.captions(int(chosen[best]))[0]} (cosine {cosines[best]:.2f})"
+    )
+
+
+def _or_none(score: Any, right: np.ndarray, scores: np.ndarray) -> float | None:
+    """Return ``score``; None where there is only one class, for which it does not exist."""
+    return float(score(right, scores)) if 0 < right.sum() < len(right) else None

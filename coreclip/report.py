@@ -17,8 +17,9 @@ from coreclip.files import write_text
 GENERATOR = "coreclip demonstration report"  # the page's meta tag, by which a report is known again
 Outcome = Literal["better", "worse", "within the spread"]
 
+METRIC = "recall_at_5"  # by which arms are compared: the mean of R@5 in both directions
 _METRICS = {
-    "recall_at_5": "R@5, both ways",
+    METRIC: "R@5, both ways",
     "text_to_image_recall_at_1": "text → image R@1",
     "text_to_image_recall_at_5": "R@5",
     "text_to_image_recall_at_10": "R@10",
@@ -128,7 +129,11 @@ def verdict_sentence(comparisons: Sequence[Comparison], metric: str) -> str:
     elif outcomes == {"within the spread"}:
         head = f"The coreset does not beat {names} at equal samples seen: the differences lie within the seeds’ spread."
     else:
-        head = "The result is mixed: at equal samples seen, the coreset " + ", and ".join(_clause(c) for c in comparisons) + "."
+        head = (
+            "The result is mixed: at equal samples seen, the coreset "
+            + ", and ".join(_clause(c) for c in comparisons)
+            + "."
+        )
     figures = "; ".join(
         f"{100 * c.difference:+.1f} points of {metric} against {c.other} (2 standard errors: {200 * c.standard_error:.1f})"
         for c in comparisons
@@ -144,20 +149,27 @@ def _clause(comparison: Comparison) -> str:
     }[comparison.outcome]
 
 
+def overall_outcome(comparisons: Sequence[Comparison]) -> Outcome:
+    """Return "better" or "worse" where all comparisons agree on it, else "within the spread"."""
+    outcomes = {comparison.outcome for comparison in comparisons}
+    return outcomes.pop() if len(outcomes) == 1 else "within the spread"
+
+
 def summarise(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Return ``{metric: {"mean", "spread"}}`` over runs; the spread is the sample standard deviation (0 for one run)."""
+    """Return ``{metric: {"mean", "spread"}}`` of the recalls over runs; the spread is the sample standard deviation."""
     return {
         name: {
             "mean": statistics.fmean(run[name] for run in runs),
-            "spread": statistics.stdev(run[name] for run in runs) if len(runs) > 1 else 0.0,
+            "spread": statistics.stdev(run[name] for run in runs),
         }
         for name in runs[0]
+        if "recall_at_" in name
     }
 
 
 def table_text(result: Mapping[str, Any]) -> str:
     """Return the table of the arms and the verdict as plain text for a terminal."""
-    metrics = ("recall_at_5", "text_to_image_recall_at_1", "text_to_image_recall_at_10", "image_to_text_recall_at_10")
+    metrics = (METRIC, "text_to_image_recall_at_1", "text_to_image_recall_at_10", "image_to_text_recall_at_10")
     heads = ("R@5 both ways", "text→image R@1", "text→image R@10", "image→text R@10")
     lines = [f"{'':12}{'pairs':>7}" + "".join(f"{head:>19}" for head in heads)]
     for name, arm in result["arms"].items():
@@ -189,11 +201,17 @@ def render_report(result: Mapping[str, Any], galleries: Sequence[Gallery]) -> st
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("coreclip"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("coreclip"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters.update(percent=_percent, data_uri=_data_uri, seconds=_seconds, thousands=lambda n: f"{n:,}")
+    environment.filters.update(
+        percent=_percent, data_uri=_data_uri, seconds=_seconds, thousands="{:,}".format, two_digits=_two_digits
+    )
     return environment.get_template("report.html").render(
-        **result, generator=GENERATOR, galleries=galleries, metrics=_METRICS, plot=_plot(result["arms"], "recall_at_5")
+        **result, generator=GENERATOR, galleries=galleries, metrics=_METRICS, plot=_plot(result["arms"], METRIC)
     )
 
 
@@ -217,7 +235,9 @@ def _plot(arms: Mapping[str, Any], metric: str) -> dict[str, Any]:
         {
             "name": name,
             "y": 30 + i * _PLOT_ROW,
-            "dots": [{"x": x(run[metric]), "title": f"seed {run['seed']}: {_percent(run[metric])}"} for run in arm["runs"]],
+            "dots": [
+                {"x": x(run[metric]), "title": f"seed {run['seed']}: {_percent(run[metric])}"} for run in arm["runs"]
+            ],
             "mean": x(arm["summary"][metric]["mean"]),
             "low": x(arm["summary"][metric]["mean"] - arm["summary"][metric]["spread"]),
             "high": x(arm["summary"][metric]["mean"] + arm["summary"][metric]["spread"]),
@@ -235,8 +255,12 @@ def _plot(arms: Mapping[str, Any], metric: str) -> dict[str, Any]:
     }
 
 
-def _percent(value: float, digits: int = 1) -> str:
-    return f"{100 * value:.{digits}f} %"
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def _two_digits(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
 
 
 def _seconds(value: float) -> str:

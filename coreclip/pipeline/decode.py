@@ -45,7 +45,6 @@ _SYMBOLS = ("tjDecompressHeader3", "tjDecompressToYUVPlanes", "tjDecompress2", "
 _FLAGS = 1024 | 4096 | 32768  # NOREALLOC, ACCURATEDCT, LIMITSCANS (a progressive file can hold a bomb)
 _PIXELS_RGB = 0
 _COLOURS_RGB, _COLOURS_YCC, _COLOURS_GREY = 0, 1, 2
-_SUBSAMPLING_GREY = 3
 _SHRINK_ACROSS = np.array([1, 2, 2, 1, 1, 4])  # of the chroma planes: 4:4:4, 4:2:2, 4:2:0, grey, 4:4:0, 4:1:1
 _SHRINK_DOWN = np.array([1, 1, 2, 1, 2, 1])
 _WARNING = 0
@@ -173,32 +172,34 @@ def decode_images(
     valid : bool (b,)
         Written.
     """
+    layout = np.zeros(5, np.int64)
     planes = np.zeros(3, np.uintp)
     for i in range(address.size):
+        w, h = np.int64(width[i]), np.int64(height[i])
         if mode[i] == RAW:
-            valid[i] = _decode_raw(scratch, address[i], n_bytes[i], width[i], height[i], boxes[i], images[i])
+            valid[i] = _read_raw(scratch, address[i], n_bytes[i], w, h, layout)
         else:
-            valid[i] = _decode_jpeg(
-                handle, scratch, planes, address[i], n_bytes[i], width[i], height[i], tolerated[i], boxes[i], denominator[i], images[i]
-            )  # fmt: skip
-        if not valid[i]:
+            valid[i] = _read_jpeg(
+                handle, scratch, planes, address[i], n_bytes[i], w, h, tolerated[i], denominator[i], layout
+            )
+        if valid[i]:
+            _resize(scratch, layout, denominator[i], boxes[i], images[i])
+        else:
             images[i] = 0
 
 
 @njit(cache=True, nogil=True)
-def _decode_raw(
-    scratch: np.ndarray, address: int, n_bytes: int, width: int, height: int, box: np.ndarray, out: np.ndarray
-) -> bool:
-    n_pixels = np.int64(width) * np.int64(height)
-    if np.int64(n_bytes) != 3 * n_pixels:
+def _read_raw(scratch: np.ndarray, address: int, n_bytes: int, w: int, h: int, layout: np.ndarray) -> bool:
+    """Put raw pixels into ``scratch`` as planes, and describe them in ``layout``; True where they are good."""
+    if np.int64(n_bytes) != 3 * w * h:
         return False
-    _memcpy(scratch[3 * n_pixels :].ctypes.data, address, n_bytes)
-    _resize_interleaved(scratch, width, height, 1.0, box, out)
+    _memcpy(scratch[3 * w * h :].ctypes.data, address, n_bytes)
+    _separate(scratch, w, h, layout)
     return True
 
 
 @njit(cache=True, nogil=True)
-def _decode_jpeg(
+def _read_jpeg(
     handle: int,
     scratch: np.ndarray,
     planes: np.ndarray,
@@ -207,32 +208,42 @@ def _decode_jpeg(
     width: int,
     height: int,
     tolerated: bool,
-    box: np.ndarray,
     denominator: int,
-    out: np.ndarray,
+    layout: np.ndarray,
 ) -> bool:
+    """Decode a JPEG into ``scratch`` as planes, and describe them in ``layout``; True where they are good."""
     header = np.zeros(4, np.intc)  # width, height, subsampling, colour space
     at = header.ctypes.data
     code = _decompress_header(handle, address, n_bytes, at, at + 4, at + 8, at + 12)
+    if code != 0:
+        # A header that can't be read leaves the handle in its middle, and the following images would fail too; only
+        # a full decode cleans up behind itself, so a hopeless one (of four bytes, to one pixel) is tried.
+        scratch[:4] = 0
+        _decompress_to_rgb(handle, scratch.ctypes.data, 4, scratch[4:].ctypes.data, 1, 0, 1, _PIXELS_RGB, _FLAGS)
     if header[0] != width or header[1] != height:
         return False
-    subsampling, colours = header[2], header[3]
+    subsampling, colours = np.int64(header[2]), np.int64(header[3])
+    w, h = -(-width // denominator), -(-height // denominator)
+    if tolerated:  # what is accepted with a warning must not show the image before
+        scratch[: 6 * (w + _PADDING) * (h + _PADDING)] = 0
     # The header's call also fails for a chroma layout without a name, which tjDecompress2 reads all the same.
     named = code == 0 and 0 <= subsampling < _SHRINK_ACROSS.size
-    w, h = -(-width // denominator), -(-height // denominator)
-    if tolerated:
-        scratch[: 6 * (w + _PADDING) * (h + _PADDING)] = 0
-    if named and colours in (_COLOURS_YCC, _COLOURS_GREY):
-        return _decode_planes(
-            handle, scratch, planes, address, n_bytes, w, h, subsampling, tolerated, box, denominator, out
-        )
-    if colours not in (_COLOURS_RGB, _COLOURS_YCC):
+    if named and (colours == _COLOURS_YCC or colours == _COLOURS_GREY):  # noqa: SIM109 - costs a second of compiling
+        layout[0], layout[1], layout[4] = w, h, colours
+        layout[2], layout[3] = _SHRINK_ACROSS[subsampling], _SHRINK_DOWN[subsampling]
+        luma, chroma = _plane_bytes(layout)
+        # The caller's array: numba frees a local one after its last use, which taking its address is.
+        planes[0] = scratch.ctypes.data
+        planes[1], planes[2] = planes[0] + np.uintp(luma), planes[0] + np.uintp(luma + chroma)
+        code = _decompress_to_planes(handle, address, n_bytes, planes.ctypes.data, w, 0, h, _FLAGS)
+        return _accepted(handle, code, tolerated)
+    if colours != _COLOURS_RGB and colours != _COLOURS_YCC:
         return False
     pixels = scratch[3 * w * h :].ctypes.data
     code = _decompress_to_rgb(handle, address, n_bytes, pixels, w, 0, h, _PIXELS_RGB, _FLAGS)
     if not _accepted(handle, code, tolerated):
         return False
-    _resize_interleaved(scratch, w, h, 1.0 / denominator, box, out)
+    _separate(scratch, w, h, layout)
     return True
 
 
@@ -242,53 +253,40 @@ def _accepted(handle: int, code: int, tolerated: bool) -> bool:
 
 
 @njit(cache=True, nogil=True)
-def _decode_planes(
-    handle: int,
-    scratch: np.ndarray,
-    planes: np.ndarray,
-    address: int,
-    n_bytes: int,
-    w: int,
-    h: int,
-    subsampling: int,
-    tolerated: bool,
-    box: np.ndarray,
-    denominator: int,
-    out: np.ndarray,
-) -> bool:
-    across, down = _SHRINK_ACROSS[subsampling], _SHRINK_DOWN[subsampling]
-    chroma_w, chroma_h = -(-w // across), -(-h // down)
-    luma_w, luma_h = chroma_w * across, chroma_h * down
-    luma = scratch[: luma_w * luma_h].reshape(luma_h, luma_w)
-    if subsampling == _SUBSAMPLING_GREY:
-        blue, red = luma, luma
-    else:
-        n_luma, n_chroma = luma.size, chroma_w * chroma_h
-        blue = scratch[n_luma : n_luma + n_chroma].reshape(chroma_h, chroma_w)
-        red = scratch[n_luma + n_chroma : n_luma + 2 * n_chroma].reshape(chroma_h, chroma_w)
-    # The caller's array: numba frees a local one after its last use, which taking its address is.
-    planes[0], planes[1], planes[2] = luma.ctypes.data, blue.ctypes.data, red.ctypes.data
-    code = _decompress_to_planes(handle, address, n_bytes, planes.ctypes.data, w, 0, h, _FLAGS)
-    if not _accepted(handle, code, tolerated):
-        return False
-    scale = 1.0 / denominator
-    is_ycc = subsampling != _SUBSAMPLING_GREY
-    resize_planes(luma, blue, red, (w, h), (scale, scale), (scale / across, scale / down), is_ycc, box, out)
-    return True
-
-
-@njit(cache=True, nogil=True)
-def _resize_interleaved(scratch: np.ndarray, w: int, h: int, scale: float, box: np.ndarray, out: np.ndarray) -> None:
-    """Resize the interleaved RGB that lies in ``scratch`` behind the room for its three planes."""
-    n = np.int64(w) * np.int64(h)
+def _separate(scratch: np.ndarray, w: int, h: int, layout: np.ndarray) -> None:
+    """Turn the interleaved RGB that lies in ``scratch`` behind the room for its three planes into them."""
+    n = w * h
     red, green, blue = scratch[:n], scratch[n : 2 * n], scratch[2 * n : 3 * n]
     pixels = scratch[3 * n : 6 * n]
     for i in range(n):
         red[i], green[i], blue[i] = pixels[3 * i], pixels[3 * i + 1], pixels[3 * i + 2]
-    scales = (scale, scale)
+    layout[0], layout[1], layout[2], layout[3], layout[4] = w, h, 1, 1, _COLOURS_RGB
+
+
+@njit(cache=True, nogil=True)
+def _plane_bytes(layout: np.ndarray) -> tuple[int, int]:
+    """Return the bytes of the first plane and of each other one.
+
+    ``layout`` int64 (5,) is: columns and rows of the image, by how much chroma is smaller across and down, colours.
+    """
+    across, down = layout[2], layout[3]
+    chroma = -(-layout[0] // across) * -(-layout[1] // down)
+    return chroma * across * down, chroma
+
+
+@njit(cache=True, nogil=True)
+def _resize(scratch: np.ndarray, layout: np.ndarray, denominator: int, box: np.ndarray, out: np.ndarray) -> None:
+    across, down, colours = layout[2], layout[3], layout[4]
+    chroma_w, chroma_h = -(-layout[0] // across), -(-layout[1] // down)
+    n_luma, n_chroma = _plane_bytes(layout)
+    luma = scratch[:n_luma].reshape(chroma_h * down, chroma_w * across)
+    blue, red = luma, luma
+    if colours != _COLOURS_GREY:
+        blue = scratch[n_luma : n_luma + n_chroma].reshape(chroma_h, chroma_w)
+        red = scratch[n_luma + n_chroma : n_luma + 2 * n_chroma].reshape(chroma_h, chroma_w)
     resize_planes(
-        red.reshape(h, w), green.reshape(h, w), blue.reshape(h, w), (w, h), scales, scales, False, box, out
-    )  # fmt: skip
+        luma, blue, red, (layout[0], layout[1]), 1.0 / denominator, (across, down), colours == _COLOURS_YCC, box, out
+    )
 
 
 @njit(cache=True, nogil=True)

@@ -167,9 +167,11 @@ def _parse_frame(header: _JpegHeader, marker: int, segment: bytes) -> _JpegHeade
 
 def _orientation(exif: Image.Exif, payload: bytes | None = None) -> int:
     try:
-        if payload is not None:
-            exif.load(payload)
-        return int(exif.get(0x0112, 1))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if payload is not None:
+                exif.load(payload)
+            return int(exif.get(0x0112, 1))
     except Exception:  # Pillow's Exif parser raises what it likes on damaged tags, which are no reason to lose an image
         return 1
 

@@ -27,8 +27,10 @@ def _bicubic(x: float) -> float:
 
 
 @njit(cache=True, nogil=True)
-def resize_weights(low: float, high: float, n_in: int, n_out: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return which pixels of one axis make each output pixel, and their weights.
+def resize_weights(
+    low: float, high: float, n_in: int, n_out: int, shrunk: int, n_stored: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return which stored pixels of one axis make each output pixel, and their weights.
 
     Parameters
     ----------
@@ -36,32 +38,44 @@ def resize_weights(low: float, high: float, n_in: int, n_out: int) -> tuple[np.n
         The part of the axis to resize, pixels; pixels beside it contribute at its borders, as with Pillow's ``box``.
     n_in, n_out : int
         Length of the whole axis, and of the output.
+    shrunk : int
+        1, or by how much a chroma plane is smaller. Its enlargement is part of the weights: linear from 2 ("fancy
+        upsampling"), by repetition from 4, as in libjpeg.
+    n_stored : int
+        Length of the axis in the plane.
 
     Returns
     -------
     starts : int64 (n_out,)
-        First pixel of each output pixel.
+        First stored pixel of each output pixel.
     weights : float32 (n_out, taps)
-        Sum to 1; taps is a multiple of 4, with zeros at the end, so ``starts + taps`` can exceed ``n_in``.
+        Sum to 1; taps is a multiple of 4, with zeros at the end, so ``starts + taps`` can exceed ``n_stored``.
     """
     scale = (high - low) / n_out
     stretch = max(scale, 1.0)
     support = 2.0 * stretch
-    taps = (2 * math.ceil(support) + _GROUP) // _GROUP * _GROUP
     starts = np.empty(n_out, np.int64)
-    weights = np.zeros((n_out, taps), np.float32)
+    weights = np.zeros((n_out, (2 * math.ceil(support) + 3 + _GROUP) // _GROUP * _GROUP), np.float32)
     widest = 1
     for i in range(n_out):
         centre = low + (i + 0.5) * scale
         first = max(0, int(centre - support + 0.5))
         last = min(n_in, int(centre + support + 0.5))
+        start = max(0, (first - 1) // 2) if shrunk == 2 else first // shrunk
         total = 0.0
         for x in range(first, last):
             total += _bicubic((x - centre + 0.5) / stretch)
         for x in range(first, last):
-            weights[i, x - first] = _bicubic((x - centre + 0.5) / stretch) / total
-        starts[i] = first
-        widest = max(widest, last - first)
+            weight = _bicubic((x - centre + 0.5) / stretch) / total
+            near = x // shrunk - start
+            if shrunk == 2:
+                next_to = min(max(x // 2 + (x % 2) * 2 - 1, 0), n_stored - 1) - start
+                weights[i, next_to] += 0.25 * weight
+                weights[i, near] += 0.75 * weight
+            else:
+                weights[i, near] += weight
+            widest = max(widest, near + (shrunk == 2) + 1)
+        starts[i] = start
     taps = (widest + _GROUP - 1) // _GROUP * _GROUP
     return starts, weights[:, :taps].copy()
 
@@ -153,8 +167,8 @@ def resize_planes(
     second: np.ndarray,
     third: np.ndarray,
     size: tuple[int, int],
-    scale: tuple[float, float],
-    chroma_scale: tuple[float, float],
+    scale: float,
+    shrunk: tuple[int, int],
     is_ycc: bool,
     box: np.ndarray,
     out: np.ndarray,
@@ -167,8 +181,10 @@ def resize_planes(
         Y, Cb, Cr or R, G, B; the last two are of one size. A grey image is its one plane three times.
     size : (int, int)
         Columns and rows of the first plane that are image; what lies beyond is padding.
-    scale, chroma_scale : (float, float)
-        Pixels of the first, and of the other planes, per pixel of the source, across and down.
+    scale : float
+        Pixels of the first plane per pixel of the source.
+    shrunk : (int, int)
+        By how much the other planes are smaller than the first, across and down.
     is_ycc : bool
         Whether the planes are YCbCr.
     box : float64 (4,)
@@ -177,12 +193,11 @@ def resize_planes(
         Written.
     """
     height, width = out.shape[0], out.shape[1]
-    rows = resize_weights(box[1] * scale[1], box[3] * scale[1], size[1], height)
-    columns = resize_weights(box[0] * scale[0], box[2] * scale[0], size[0], width)
-    chroma_rows, chroma_columns = rows, columns
-    if chroma_scale != scale:
-        chroma_rows = resize_weights(box[1] * chroma_scale[1], box[3] * chroma_scale[1], second.shape[0], height)
-        chroma_columns = resize_weights(box[0] * chroma_scale[0], box[2] * chroma_scale[0], second.shape[1], width)
+    left, top, right, bottom = box[0] * scale, box[1] * scale, box[2] * scale, box[3] * scale
+    rows = resize_weights(top, bottom, size[1], height, 1, first.shape[0])
+    columns = resize_weights(left, right, size[0], width, 1, first.shape[1])
+    chroma_rows = resize_weights(top, bottom, size[1], height, shrunk[1], second.shape[0])
+    chroma_columns = resize_weights(left, right, size[0], width, shrunk[0], second.shape[1])
     widest = max(first.shape[1], second.shape[1])
     lines = np.zeros((_BLOCK, widest), np.float32)
     # Taps of weight zero read beyond the last column: there must be numbers there, not NaN.

@@ -64,8 +64,9 @@ class TableSource:
             yield self._to_record(group)
 
     def _add(self, row: dict[str, Any], groups: dict[str, _Group]) -> Iterator[Reject]:
-        name = row.pop(self._image_column(row))
-        captions = row.pop(self._caption_column(row))
+        image_column = self._find_column(row, IMAGE_COLUMNS, "an image")
+        caption_column = self._find_column(row, CAPTION_COLUMNS, "a caption")
+        name, captions = row.pop(image_column, None), row.pop(caption_column, None)
         if not isinstance(name, str) or not name.strip():
             yield Reject(self.table.name, "", f"a row names no image (its caption: {str(captions)[:60]!r})")
             return
@@ -81,11 +82,17 @@ class TableSource:
         columns = {k: v for k, v in row.items() if v is None or isinstance(v, str | int | float)}
         groups[name] = _Group(name, list(captions), columns, problem)
 
-    def _image_column(self, row: dict[str, Any]) -> str:
-        return _pick_column(self.table, row, IMAGE_COLUMNS, "an image")
-
-    def _caption_column(self, row: dict[str, Any]) -> str:
-        return _pick_column(self.table, row, CAPTION_COLUMNS, "a caption")
+    def _find_column(self, row: dict[str, Any], allowed: tuple[str, ...], what: str) -> str:
+        by_lower = {column.lower().strip(): column for column in reversed(row)}
+        for name in allowed:
+            if name in by_lower:
+                return by_lower[name]
+        if self.table.suffix.lower() == ".jsonl":
+            return allowed[0]  # lines may differ, so that this one lacks it says nothing about the others
+        raise CoreclipError(
+            f"{self.table} has no column that names {what} (columns: {', '.join(map(str, row)) or 'none'}); "
+            f"call it one of {', '.join(allowed)}"
+        )
 
     def _to_record(self, group: _Group) -> Record | Reject:
         try:
@@ -126,17 +133,6 @@ def _walk(folder: Path) -> Iterator[tuple[str, str]]:
         for name in sorted(names):
             if stat.S_ISREG(os.lstat(os.path.join(directory, name)).st_mode):
                 yield directory, name
-
-
-def _pick_column(table: Path, row: dict[str, Any], allowed: tuple[str, ...], what: str) -> str:
-    by_lower = {column.lower().strip(): column for column in reversed(row)}
-    for name in allowed:
-        if name in by_lower:
-            return by_lower[name]
-    raise CoreclipError(
-        f"{table} has no column that names {what} (columns: {', '.join(map(str, row)) or 'none'}); "
-        f"call it one of {', '.join(allowed)}"
-    )
 
 
 def _rows(table: Path) -> Iterator[_Row]:

@@ -283,10 +283,15 @@ def _loader_cores(conditions: Mapping[str, Condition] | None) -> float | None:
 
 
 def _starved(system: SystemUse | None) -> float:
-    """Return the part of the time in which the loop's thread was ready and had no core, or was throttled."""
+    """Return the part of the time in which the loop's thread had no core because of the process's own threads or limit.
+
+    Waiting for a core is blamed on the process's other threads and on other processes by the CPU time each of them took.
+    """
     if system is None:
         return 0.0
-    return max(system.caller_run_queue_seconds, system.throttled_seconds or 0.0) / max(system.seconds, 1e-9)
+    own = max(0.0, system.busy_cores - system.caller_cpu_seconds / max(system.seconds, 1e-9))
+    blame = own / max(own + (system.other_cores or 0.0), 1e-9)
+    return max(system.caller_run_queue_seconds * blame, system.throttled_seconds or 0.0) / max(system.seconds, 1e-9)
 
 
 def _verdict(s: Situation, system: SystemUse | None, *, known_compute: bool) -> str:
@@ -369,5 +374,7 @@ def _system_lines(system: SystemUse | None) -> list[str]:
             f"the CPU limit throttled the process for {system.throttled_seconds:.2f} of {system.seconds:.1f} s"
         )
     if system.other_cores is not None and system.other_cores >= 0.25:
-        lines.append(f"other processes kept {system.other_cores:.2f} cores busy: the figures are of a shared machine")
+        lines.append(
+            f"other processes kept {system.other_cores:.2f} cores busy: times are of a shared machine; measure on a quiet one"
+        )
     return lines

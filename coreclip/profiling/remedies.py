@@ -303,6 +303,8 @@ def _side_work(s: Situation) -> Prediction | None:
 
 
 def _transfer(s: Situation) -> Prediction | None:
+    if s.setting.get("device") == "cpu":  # nothing is copied there: the stage is a conversion, done by the same cores
+        return None
     return _without(s, "transfer")
 
 

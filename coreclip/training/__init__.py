@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from coreclip.training.clip_model import ClipModel
     from coreclip.training.device import resolve_device
-    from coreclip.training.features import EmbedReport, embed
     from coreclip.training.evaluation import evaluate, recall_at
+    from coreclip.training.features import EmbedReport, embed
     from coreclip.training.loss import contrastive_loss
     from coreclip.training.model import Clip, build_model
     from coreclip.training.retrieval import search

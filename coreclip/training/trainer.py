@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from coreclip.config import Config, config_from_table, config_to_table
+from coreclip.config import Config, config_to_table
 from coreclip.errors import CoreclipError
 from coreclip.files import lock, write_json
 from coreclip.pipeline import Batch, Dataset, Loader, Tokenizer, make_loader
@@ -146,6 +146,7 @@ def train(
             workers=config.data.workers,
             seed=config.train.seed,
             tokenizer=tokenizer,
+            resident=config.data.resident,
         )
         if loader.n_samples < 2:
             raise CoreclipError(

@@ -51,12 +51,13 @@ def _conditions(real, compute, loader, cpu=(0.0, 0.0)):
     }
 
 
-def _system(*, busy_cores=1.0, starved=0.0, throttled=0.0):
+def _system(*, busy_cores=1.0, starved=0.0, throttled=0.0, machine_cores=None):
     return SystemUse(
         seconds=10.0, cores=2.0, cpu_seconds=10 * busy_cores, child_cpu_seconds=0.0, caller_cpu_seconds=5.0,
         caller_run_queue_seconds=10 * starved, run_queue_seconds=10 * starved, threads=(), n_threads=3,
         throttled_seconds=10 * throttled, throttled_periods=0, minor_faults=0, major_faults=0,
-        involuntary_switches=0, rss_bytes=None, read_bytes=None, machine_cpu_seconds=None, steal_seconds=None,
+        involuntary_switches=0, rss_bytes=None, read_bytes=None,
+        machine_cpu_seconds=None if machine_cores is None else 10 * machine_cores, steal_seconds=None,
     )  # fmt: skip
 
 
@@ -119,6 +120,15 @@ def test_starved_loop_without_differential_runs_is_contention():
     assert _judge(records, system=_system(starved=0.3)).verdict == "contention"
     assert _judge(records, system=_system(throttled=0.3)).verdict == "contention"
     assert _judge(records, system=_system()).verdict == "compute-bound"
+
+
+def test_other_processes_are_not_taken_for_the_loader():
+    records = _records(wait=1, forward=99)
+    crowded = _judge(records, system=_system(busy_cores=0.55, starved=0.7, machine_cores=2.0))
+    assert crowded.verdict == "compute-bound"
+    assert any("other processes kept 1.45 cores busy" in line for line in crowded.evidence)
+    alone = _judge(records, system=_system(busy_cores=1.9, starved=0.3, machine_cores=2.0))
+    assert alone.verdict == "contention"
 
 
 def test_growing_stage_is_named_and_projected():

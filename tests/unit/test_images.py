@@ -56,7 +56,7 @@ def test_a_harmless_warning_is_recorded_and_the_bytes_kept():
 @pytest.mark.parametrize("cut", [3, 50, 400])
 @pytest.mark.parametrize("end", [b"", b"\xff\xd9"])
 def test_a_jpeg_that_is_cut_short_is_refused(cut, end):
-    with pytest.raises(ImageRejected, match="cut short or damaged: .*[Pp]remature end"):
+    with pytest.raises(ImageRejected, match=r"cut short or damaged: .*[Pp]remature end"):
         prepare_image(encode(NOISE)[:-cut] + end)
 
 
@@ -86,7 +86,12 @@ def test_an_rgb_jpeg_is_stored_as_ycbcr():
 
 @pytest.mark.parametrize(
     ("orientation", "turn"),
-    [(3, lambda a: a[::-1, ::-1]), (6, lambda a: np.rot90(a, -1)), (8, lambda a: np.rot90(a, 1)), (2, lambda a: a[:, ::-1])],
+    [
+        (3, lambda a: a[::-1, ::-1]),
+        (6, lambda a: np.rot90(a, -1)),
+        (8, lambda a: np.rot90(a, 1)),
+        (2, lambda a: a[:, ::-1]),
+    ],
 )
 def test_exif_orientation_is_baked_in(orientation, turn):
     exif = Image.Exif()

@@ -2,6 +2,7 @@
 
 import json
 import time
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -80,6 +81,11 @@ def test_metrics_and_transfers_can_be_taken_off_the_step():
     assert remedies["metric-off-the-step"].predicted_speedup == pytest.approx(2)
     assert remedies["overlap-transfer"].predicted_speedup == pytest.approx(1.25)
     assert not {"metric-off-the-step", "overlap-transfer"} & set(_named(_situation(side=1.0, transfer=1.0)))
+
+
+def test_on_the_cpu_there_is_no_transfer_to_overlap():
+    situation = _situation(transfer=50.0, setting={**_SETTING, "device": "cpu"})
+    assert "overlap-transfer" not in _named(situation)
 
 
 def test_constant_cost_is_predicted_over_the_whole_run():
@@ -180,5 +186,7 @@ def test_html_report_is_self_contained_and_escaped(table):
 
 def test_html_fragment_is_a_section(table):
     fragment = render_html(table, page=False)
-    assert fragment.startswith("<section")
+    section = ElementTree.fromstring(fragment)  # well-formed
+    assert section.tag == "section"
+    assert len(section.findall("./svg/g")) == len(table["stages"])
     assert "<html" not in fragment

@@ -1,0 +1,200 @@
+"""Retrieval, zero-shot and probe on features whose answer is known, and on a run."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from coreclip.config import Config, DataConfig, ModelConfig, TrainConfig
+from coreclip.errors import CoreclipError
+from coreclip.training import ClipModel, embed, evaluate, evaluation, train
+from coreclip.training.evaluation import best_ranks, linear_probe_accuracy, recall_at, text_groups
+from coreclip.training.features import encode_unique, mean_direction
+from tests.helpers import make_dataset
+
+CONFIG = Config(
+    data=DataConfig(image_size=16, batch_size=6, workers=1),
+    model=ModelConfig(image_width=8, text_width=16, text_depth=1, heads=2, embed_dim=8, context=16),
+    train=TrainConfig(precision="fp32", lr=5e-3, signals=False),
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    data = make_dataset(folder / "set", 12, captions_per_pair=(2, 1, 3), labels=("red cat", "dog"))
+    train(data, folder / "run", config=CONFIG, epochs=20)
+    return data, folder / "run"
+
+
+def unit(rows):
+    return torch.nn.functional.normalize(torch.tensor(rows, dtype=torch.float32), dim=1)
+
+
+def test_a_perfect_model_has_recall_one():
+    items = torch.eye(20)
+    own = np.stack([np.arange(20), np.arange(20)])
+    ranks = best_ranks(items, items, own)
+    assert (ranks == 0).all()
+    assert recall_at(ranks, 1) == 1.0
+
+
+def test_known_ranks():
+    # One query, items in falling order of score; the right one is the third.
+    queries, items = unit([[1, 0]]), unit([[1, 0], [1, 0.5], [1, 1], [0, 1]])
+    assert best_ranks(queries, items, np.array([[0], [2]])).tolist() == [2]
+    assert best_ranks(queries, items, np.array([[0, 0], [3, 1]])).tolist() == [1]  # the better of two counts
+    assert best_ranks(queries, items, np.array([[0], [2]]), np.array([3, 1, 1, 1])).tolist() == [
+        4
+    ]  # the first stands for 3
+    assert recall_at(np.array([2, 0, 7]), 5) == pytest.approx(2 / 3)
+    assert recall_at(np.array([2, 0, 7]), 5, np.array([1, 1, 6])) == pytest.approx(1 / 4)
+
+
+def test_equal_scores_go_to_the_lowest_item_so_that_a_collapsed_model_is_at_chance():
+    same = torch.ones(50, 2) / math.sqrt(2)
+    ranks = best_ranks(same, same, np.stack([np.arange(50), np.arange(50)]))
+    assert ranks.tolist() == list(range(50))
+    assert recall_at(ranks, 1) == 1 / 50
+
+
+def test_chunks_do_not_change_the_ranks(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    queries, items = torch.randn(30, 4, generator=generator), torch.randn(40, 4, generator=generator)
+    right = np.stack([np.arange(30)[::-1], np.arange(30)])
+    whole = best_ranks(queries, items, right)
+    monkeypatch.setattr(evaluation, "_SCORES_PER_CHUNK", 90)  # two queries at a time
+    assert np.array_equal(best_ranks(queries, items, right), whole)
+
+
+def test_texts_are_equal_whatever_their_case_and_spaces():
+    groups, unique = text_groups(["A dog", "a  dog ", "a cat"])
+    assert groups.tolist() == [0, 0, 1]
+    assert unique == ["A dog", "a cat"]
+
+
+def test_chance_is_what_a_random_order_reaches():
+    assert evaluation._chance_at(1, np.array([1]), 100).item() == pytest.approx(0.01)
+    assert evaluation._chance_at(10, np.array([1]), 100).item() == pytest.approx(0.1)
+    assert evaluation._chance_at(2, np.array([2]), 4).item() == pytest.approx(1 - 2 / 4 * 1 / 3)
+    assert evaluation._chance_at(10, np.array([1]), 3).item() == 1.0
+
+
+def test_a_run_that_learned_its_data_by_heart_finds_it(trained):
+    data, run = trained
+    result = evaluate(run, data, linear_probe=True)
+    assert result["trained_on_this_data"]
+    assert (result["pairs"], result["captions"]) == (12, 24)
+    assert result["text_to_image_recall_at_1"] > 0.5
+    assert result["image_to_text_recall_at_10"] == 1.0
+    assert result["text_to_image_chance_at_1"] == pytest.approx(1 / 12)
+    for way in ("image_to_text", "text_to_image"):
+        values = [result[f"{way}_recall_at_{k}"] for k in (1, 5, 10)]
+        assert values == sorted(values)
+    assert 0 <= result["zero_shot_accuracy"] <= 1
+    assert result["zero_shot_chance"] == 0.5
+    assert 0 <= result["linear_probe_accuracy"] <= 1
+    json.dumps(result, allow_nan=False)
+
+
+def test_what_does_not_apply_is_none(trained, tmp_path):
+    _, run = trained
+    other = make_dataset(tmp_path / "set", 5)
+    result = evaluate(run, other)
+    assert result["zero_shot_accuracy"] is None
+    assert result["linear_probe_accuracy"] is None
+    assert not result["trained_on_this_data"]
+    with pytest.raises(CoreclipError, match="a linear probe needs class labels"):
+        evaluate(run, other, linear_probe=True)
+
+
+def test_class_names_and_templates_must_fit(trained):
+    data, run = trained
+    with pytest.raises(CoreclipError, match="1 class names for labels up to 1"):
+        evaluate(run, data, class_names=["cat"])
+    for templates in ("{}", [], ["a photo"]):
+        with pytest.raises(CoreclipError, match="are not allowed: a list in which each has"):
+            evaluate(run, data, templates=templates)
+
+
+def test_classes_that_are_told_apart_are_classified(trained):
+    _data, run = trained
+    clip = ClipModel.load(run)
+    classes = evaluation.class_features(clip, ["red_cat", "dog"], ["{}", "a {}"])
+    expected = clip.encode_text(["red cat", "a red cat"]).mean(0)
+    torch.testing.assert_close(classes[0], expected / expected.norm())
+    labels = torch.tensor([1, 0, 0, 1])
+    assert evaluation._zero_shot(classes[labels], labels, classes) == 1.0
+    assert evaluation._zero_shot(classes[1 - labels], labels, classes) == 0.0
+
+
+def test_the_probe_separates_what_is_separable_and_its_split_follows_from_the_seed():
+    labels = np.arange(60) % 3
+    features = np.eye(3, dtype=np.float32)[labels] + 0.1 * np.random.default_rng(0).normal(size=(60, 3)).astype(
+        np.float32
+    )
+    accuracy, chance = linear_probe_accuracy(features, labels)
+    assert accuracy == 1.0
+    assert chance < 0.6
+    noise = np.random.default_rng(1).normal(size=(60, 3)).astype(np.float32)
+    assert linear_probe_accuracy(noise, labels, seed=1) == linear_probe_accuracy(noise, labels, seed=1)
+    with pytest.raises(CoreclipError, match="a linear probe on 4 pairs with 1 classes is not possible"):
+        linear_probe_accuracy(features[:4], np.zeros(4, dtype=np.int64))
+
+
+def test_embed_writes_unit_features_in_order(trained, tmp_path):
+    data, run = trained
+    report = embed(data, tmp_path / "features", model=run, batch_size=5, workers=1)
+    assert (report.n, report.dim, report.captions) == (12, 8, 24)
+    image, text, captions, offsets = (np.load(tmp_path / "features" / f"{name}.npy") for name in ("image", "text", "captions", "offsets"))  # fmt: skip
+    assert image.shape == text.shape == (12, 8)
+    assert image.dtype == text.dtype == captions.dtype == np.float16
+    assert offsets.dtype == np.int64
+    assert np.diff(offsets).tolist() == [2, 1, 3] * 4
+    clip = ClipModel.load(run)
+    expected = clip.encode_text(data.captions(2)).numpy()
+    np.testing.assert_allclose(captions[offsets[2] : offsets[3]], expected, atol=2e-3)
+    mean = expected.mean(0)
+    np.testing.assert_allclose(text[2], mean / np.linalg.norm(mean), atol=2e-3)
+    np.testing.assert_allclose(np.linalg.norm(image.astype(np.float32), axis=1), 1, atol=2e-3)
+    info = json.loads((tmp_path / "features" / "features.json").read_text())
+    assert info["fingerprint"] == data.fingerprint
+    assert info["tokenizer_sha256"] == clip.tokenizer.sha256
+    assert info["logit_scale"] == pytest.approx(math.exp(clip.logit_scale))
+    first = (tmp_path / "features" / "image.npy").read_bytes()
+    embed(data, tmp_path / "features", model=run, batch_size=12, workers=1)  # replaces; the batch size changes nothing
+    np.testing.assert_allclose(np.load(tmp_path / "features" / "image.npy"), image, atol=1e-3)
+    assert len(first) == (tmp_path / "features" / "image.npy").stat().st_size
+
+
+def test_embed_refuses_a_folder_of_somebody_else(trained, tmp_path):
+    data, run = trained
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(CoreclipError, match="exists and holds no features"):
+        embed(data, tmp_path, model=run)
+
+
+def test_an_image_that_does_not_decode_is_named(trained, tmp_path):
+    _, run = trained
+    broken = make_dataset(tmp_path / "set", 5, images={3: b"\xff\xd8 no image"})
+    with pytest.raises(CoreclipError, match=r"the images of the pairs \[3\] .* can't be decoded"):
+        embed(broken, tmp_path / "features", model=run)
+    assert not (tmp_path / "features").exists()
+
+
+def test_each_text_is_encoded_once():
+    asked = []
+
+    def encode(texts):
+        asked.extend(texts)
+        return torch.tensor([[float(len(text))] for text in texts])
+
+    assert encode_unique(encode, ["aa", "b", "aa"]).tolist() == [[2.0], [1.0], [2.0]]
+    assert asked == ["aa", "b"]
+
+
+def test_the_mean_direction_of_opposite_captions_is_the_first():
+    rows = np.array([[1, 0], [-1, 0], [0, 1]], dtype=np.float32)
+    np.testing.assert_array_equal(mean_direction(rows, np.array([0, 2, 3])), [[1, 0], [0, 1]])

@@ -1,0 +1,139 @@
+"""The towers: shapes, and that neither padding nor the company of other rows changes an answer."""
+
+import math
+
+import pytest
+import torch
+
+from coreclip.config import Config, DataConfig, ModelConfig
+from coreclip.training.device import resolve_device
+from coreclip.training.model import END, build_model, cut_padding, set_statistics_share
+
+TOWERS = [("cnn", "transformer"), ("vit", "cbow")]
+
+
+def tiny(image: str = "cnn", text: str = "transformer", context: int = 12) -> Config:
+    return Config(
+        data=DataConfig(image_size=32),
+        model=ModelConfig(
+            image_tower=image, text_tower=text, image_width=8, text_width=16, heads=2, embed_dim=10, context=context
+        ),
+    )
+
+
+def captions(*lengths: int, context: int = 12) -> torch.Tensor:
+    rows = torch.zeros(len(lengths), context, dtype=torch.int64)
+    for row, length in zip(rows, lengths, strict=True):
+        row[:length] = torch.tensor([1, *range(5, 3 + length), END])
+    return rows
+
+
+def pictures(b: int, size: int = 32) -> torch.Tensor:
+    return torch.randint(0, 256, (b, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(("image", "text"), TOWERS)
+def test_features_have_the_asked_width_and_unit_norm(image, text):
+    model = build_model(tiny(image, text), vocab_size=40, seed=0).eval()
+    images, texts, scale = model(pictures(3), captions(4, 12, 3))
+    for features in (images, texts):
+        assert features.shape == (3, 10)
+        assert features.dtype == torch.float32
+        torch.testing.assert_close(features.norm(dim=1), torch.ones(3))
+    assert scale.item() == pytest.approx(math.log(1 / 0.07))
+
+
+@pytest.mark.parametrize("text", ["transformer", "cbow"])
+def test_a_caption_does_not_notice_padding_nor_its_neighbours(text):
+    model = build_model(tiny(text=text), vocab_size=40, seed=0).eval()
+    alone = torch.cat([model.encode_text(captions(length)) for length in (3, 7, 5)])
+    together = model.encode_text(captions(3, 7, 5))
+    wider = model.encode_text(torch.nn.functional.pad(captions(3, 7, 5), (0, 9)))
+    torch.testing.assert_close(together, alone)
+    torch.testing.assert_close(together, wider)
+
+
+def test_packed_attention_is_the_padded_one():
+    # The same tower, its blocks run on the padded matrix with torch's own attention.
+    model = build_model(tiny(), vocab_size=40, seed=0).eval()
+    tower, tokens = model.text, captions(4, 9, 6)
+    mask = (tokens != 0)[:, None, None]
+    x = tower.embedding(tokens) + tower.position
+    for block in tower.blocks:
+        q, k, v = block.qkv(block.norm1(x)).view(3, 12, 3, 2, 8).permute(2, 0, 3, 1, 4)
+        y = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        x = x + block.out(y.transpose(1, 2).reshape(3, 12, 16))
+        x = x + block.mlp(block.norm2(x))
+    expected = tower.norm(x[torch.arange(3), torch.tensor([3, 8, 5])])
+    torch.testing.assert_close(tower(tokens), expected)
+
+
+def test_tokens_are_cut_to_the_longest_caption():
+    assert cut_padding(captions(3, 7, 5)).shape == (3, 7)
+    assert cut_padding(torch.zeros(2, 12, dtype=torch.int64)).shape == (2, 1)
+
+
+def test_a_row_of_padding_alone_stays_finite():
+    model = build_model(tiny(), vocab_size=40, seed=0).eval()
+    assert model.encode_text(captions(4, 3) * torch.tensor([[1], [0]])).isfinite().all()
+
+
+def test_a_caption_longer_than_the_context_ends_with_the_end_token():
+    model = build_model(tiny(context=6), vocab_size=40, seed=0).eval()
+    cut = captions(12)[:, :6].clone()
+    cut[0, 5] = END
+    torch.testing.assert_close(model.encode_text(captions(12)), model.encode_text(cut))
+
+
+def test_word_order_matters_to_the_transformer_only():
+    tokens, swapped = torch.tensor([[1, 7, 8, 2]]), torch.tensor([[1, 8, 7, 2]])
+    for text, equal in (("transformer", False), ("cbow", True)):
+        model = build_model(tiny(text=text), vocab_size=40, seed=0).eval()
+        assert torch.allclose(model.encode_text(tokens), model.encode_text(swapped), atol=1e-6) is equal
+
+
+def test_the_first_weights_follow_from_the_seed_alone():
+    before = torch.get_rng_state()
+    a, b, c = (build_model(tiny(), vocab_size=40, seed=seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not torch.equal(a["image_projection.weight"], c["image_projection.weight"])
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_temperature_has_a_floor():
+    model = build_model(tiny(), vocab_size=40, seed=0).eval()
+    model.logit_scale.data.fill_(9.0)
+    assert model(pictures(2), captions(3, 4))[2].item() == pytest.approx(math.log(100))
+
+
+@pytest.mark.parametrize(("image", "text"), TOWERS)
+def test_every_parameter_gets_a_gradient(image, text):
+    model = build_model(tiny(image, text), vocab_size=40, seed=0)
+    images, texts, scale = model(pictures(4), captions(4, 9, 6, 12))
+    (scale.exp() * (images @ texts.T)).softmax(1).diag().sum().backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_a_small_batch_counts_less_in_the_running_statistics():
+    moved = []
+    for share in (1.0, 0.25):
+        model = build_model(tiny(), vocab_size=40, seed=0)
+        set_statistics_share(model, share)
+        model.encode_image(pictures(4))
+        moved.append(model.image.norm.running_mean.abs().sum().item())
+    assert moved[1] == pytest.approx(moved[0] / 4, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "", "cpu:1"])
+def test_an_unknown_device_is_refused(name):
+    with pytest.raises(ValueError, match="it must be auto, cpu, cuda or cuda:N"):
+        resolve_device(name)
+
+
+def test_auto_takes_what_is_there():
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_a_cuda_device_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match=r"finds \d+ CUDA devices here; use --device cpu"):
+        resolve_device("cuda:99")
