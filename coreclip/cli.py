@@ -8,6 +8,7 @@ ends with exit code 2.
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -112,7 +113,9 @@ def _as_text(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     if isinstance(value, list):
-        return ", ".join(map(_as_text, value))
+        return ", ".join(map(_as_text, value)) or "-"
+    if isinstance(value, dict):
+        return " ".join(f"{key}={_as_text(item)}" for key, item in value.items()) or "-"
     return "-" if value is None else str(value)
 
 
@@ -173,7 +176,7 @@ def convert(
         check=check,
         workers=workers,
     )
-    _emit(vars(report), as_json)
+    _emit(asdict(report), as_json)
 
 
 def _names(text: str) -> list[str]:
@@ -240,7 +243,7 @@ def train(
         device=device,
         threads=threads,
     )
-    _emit(vars(report), as_json)
+    _emit(asdict(report), as_json)
 
 
 @app.command(rich_help_panel=_TRAINING)
@@ -260,7 +263,7 @@ def embed(
     from coreclip.training import embed as run_embed
 
     report = run_embed(Dataset(dataset), features, model=model, batch_size=batch_size, device=device)
-    _emit(vars(report), as_json)
+    _emit(asdict(report), as_json)
 
 
 @app.command(rich_help_panel=_SELECTION)

@@ -52,9 +52,9 @@ _WARNING = 0
 JPEG, RAW = 0, 1
 """Values of the image field's ``mode``."""
 _PADDING = 4  # a plane's sides are rounded up to whole chroma pixels
-EXACT_MARGIN, TRAINING_MARGIN = 3.0, 1.5
-"""How many times the output's side must be left after the inverse DCT has shrunk: a mean difference of at most 1/255
-from a full decode on every photograph tried, or on the average of them."""
+EXACT_MARGIN, TRAINING_MARGIN = 4.0, 1.5
+"""How many times the output's side must be left after the inverse DCT has shrunk. On 200 photographs of 400 pixels,
+halving changed pixels by 0.36/255 in the mean (0.76 on the worst photograph) at 4, by about 1/255 (3) at 1.5."""
 
 
 @functools.cache

@@ -88,7 +88,7 @@ def caption(scene: Scene, generator: np.random.Generator) -> str:
 
 def plural(noun: str) -> str:
     """Return the plural of one of the grammar's nouns."""
-    irregular = {"fish": "fish"}
+    irregular = {"fish": "fish", "snowman": "snowmen", "cactus": "cacti"}
     if noun in irregular:
         return irregular[noun]
     if noun.endswith(("x", "ch", "sh")):

@@ -87,6 +87,10 @@ def apricot_subset(
             f"apricot:{name} would hold {n}^2 similarities in float64, {n * n * 8 >> 30} GiB; at most {DENSE_LIMIT} pairs; "
             f"filter first, or use facility-location, which has no such limit"
         )
+    if optimizer == "naive" and parameters.get("optimizer") == "approximate-lazy":
+        raise CoreclipError(
+            f"apricot:{name} never ends with optimizer='approximate-lazy', for its gains can be negative; use 'naive'"
+        )
     settings = {"optimizer": optimizer, "random_state": seed % 2**32, **parameters}
     settings |= {"metric": "precomputed"} if "metric" in known else {}
     try:

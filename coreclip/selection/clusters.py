@@ -63,7 +63,7 @@ def spherical_kmeans(x: np.ndarray, n_clusters: int, seed: int) -> tuple[np.ndar
     kmeans.train(rows)
     labels = np.empty(len(x), np.int64)
     labels[order] = kmeans.index.search(rows, 1)[1][:, 0]
-    return labels, kmeans.centroids
+    return labels, np.asarray(kmeans.centroids)
 
 
 def groups(labels: np.ndarray) -> list[np.ndarray]:

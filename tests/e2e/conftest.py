@@ -40,7 +40,7 @@ def flow(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     )
     results["train"] = coreclip_json("train", at / "data", at / "proxy", "--samples", 384, *SMALL)
     results["embed"] = coreclip_json("embed", at / "data", at / "features", "--model", at / "proxy")
-    method = "semdedup(eps=0.02) | clipscore(keep=0.8) | facility-location"
+    method = "clipscore(keep=0.8) | facility-location"
     results["select"] = coreclip_json(
         "select",
         at / "data",
