@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+import typer.core
 
 from coreclip import __version__
 from coreclip.errors import CoreclipError
@@ -266,7 +267,21 @@ def embed(
     _emit(asdict(report), as_json)
 
 
-@app.command(rich_help_panel=_SELECTION)
+class _ListsMethods(typer.core.TyperCommand):
+    """Fills the methods of the registry into the help when that is shown; no other command should pay for their import."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from coreclip.selection import METHODS
+
+        own = {name: method.summary for name, method in METHODS.items() if ":" not in name}
+        apricot = [name.partition(":")[2].removesuffix("Selection") for name in METHODS if name.startswith("apricot:")]
+        own["apricot:NAME"] = f"an apricot selector, up to 20,000 pairs: {', '.join(apricot)}"
+        lines = "\n\n".join(f"[bold]{name}[/bold]: {summary}" for name, summary in own.items())
+        self.help = (self.help or "").replace("METHODS", lines)
+        super().format_help(ctx, formatter)
+
+
+@app.command(rich_help_panel=_SELECTION, cls=_ListsMethods)
 def select(
     dataset: DatasetArgument,
     subset: Annotated[Path, typer.Argument(help="SUBSET.parquet to write.", show_default=False)],
@@ -299,6 +314,8 @@ def select(
         fingerprint=data.fingerprint,
     )
     chosen.save(subset)
+    if note := chosen.parameters.get("note"):
+        print(f"coreclip: {note}", file=sys.stderr)
     keys = ("method", "n", "k", "objective", "upper_bound", "seconds")
     _emit({key: getattr(chosen, key) for key in keys}, as_json)
 

@@ -159,7 +159,7 @@ def decode_images(
         Where the stored bytes lie in this process's memory.
     mode : uint8 (b,)
         :data:`JPEG` or :data:`RAW`.
-    width, height : int32 (b,)
+    width, height : int64 (b,)
         Stored dimensions; a file that has others is not decoded.
     tolerated : bool (b,)
         Conversion has seen the decoder's warning and kept the image.
@@ -175,7 +175,7 @@ def decode_images(
     layout = np.zeros(5, np.int64)
     planes = np.zeros(3, np.uintp)
     for i in range(address.size):
-        w, h = np.int64(width[i]), np.int64(height[i])
+        w, h = width[i], height[i]
         if mode[i] == RAW:
             valid[i] = _read_raw(scratch, address[i], n_bytes[i], w, h, layout)
         else:

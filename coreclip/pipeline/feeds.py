@@ -186,7 +186,7 @@ def start_decoding(
 
     def decode(part: slice) -> None:
         some = rows[part]
-        width, height = images.width[some], images.height[some]
+        width, height = images.width[some].astype(np.int64), images.height[some].astype(np.int64)
         decoder = decoders.take()
         decoder.reserve(scratch_bytes(width, height, denominator[part]))
         decode_images(

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from coreclip.pipeline.tokenizer import Tokenizer
 
 _RESIDENT_ROOM = 8 / 7  # resident images of a training loader are this much larger, so that crops have room (256 : 224)
+_READ_AHEAD_BYTES = 8192  # images smaller than this on average come with their neighbours' pages: asking costs more
 
 
 @dataclass(eq=False)
@@ -108,10 +109,10 @@ class Loader:
         self._run: object | None = None  # the iteration that moves the position
         self._position = 0
         load_decoder()
-        shards = dataset.open_shards()
-        self._stored = stored_images(shards)
+        self._shards = dataset.open_shards()
+        self._stored = stored_images(self._shards)
         self._copy: Images | None = None
-        self._captions = captions_of(dataset, shards, tokenizer)
+        self._captions = captions_of(dataset, self._shards, tokenizer)
         self._decoders = DecoderShelf()
         self.set_subset(subset)
 
@@ -223,6 +224,8 @@ class Loader:
         tokens = torch.empty((n, self.dataset.context), dtype=torch.int64)
         valid, caption = torch.empty(n, dtype=torch.bool), torch.empty(n, dtype=torch.int64)
         rows = images.rows(index)
+        if images is self._stored and images.n_bytes[rows].mean() > _READ_AHEAD_BYTES:
+            self._shards.prefetch(index)
         width, height = images.width[rows], images.height[rows]
         if self._train:
             boxes = random_boxes(width, height, index, self._seed, epoch, *self._crop_scale)

@@ -134,7 +134,7 @@ class _Cnn(nn.Module):
         self.blocks = nn.Sequential(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(F.relu(self.norm(self.stem(x)), inplace=True)).mean((2, 3))
+        return self.blocks(F.relu(self.norm(self.stem(x)))).mean((2, 3))
 
 
 class _Residual(nn.Module):
@@ -153,8 +153,8 @@ class _Residual(nn.Module):
         self.shortcut = nn.Identity() if same else nn.Conv2d(width, out, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(self.conv1(x)), inplace=True)
-        return F.relu(self.norm2(self.conv2(y)).add_(self.shortcut(self.pool(x))), inplace=True)
+        y = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(self.pool(x)))
 
 
 class _Vit(nn.Module):

@@ -55,8 +55,9 @@ def near_duplicates(seed, n):
 @given(SEEDS, st.integers(4, 40), st.sampled_from([0.01, 0.05, 0.3]))
 @SETTINGS
 def test_survivors_of_a_cluster_are_unlike(seed, n, eps):
-    x = Features.from_arrays(near_duplicates(seed, n)).vectors()
-    subset = semdedup(x, eps=eps, n_clusters=3, seed=seed)
+    features = Features.from_arrays(near_duplicates(seed, n))
+    x = features.vectors()
+    subset = semdedup(features, eps=eps, n_clusters=3, seed=seed)
     labels, _ = spherical_kmeans(x, 3, seed)
     kept = subset.indices
     cosines = x[kept] @ x[kept].T

@@ -26,7 +26,7 @@ def run(files, *, sizes=None, mode=None, tolerated=None, denominator=1, side=16,
     images, valid = np.full((n, side, side, 3), 77, np.uint8), np.zeros(n, bool)
     decode.decode_images(
         decoder.handle, decoder.scratch, np.array([s.ctypes.data for s in stored], np.uint64),
-        np.array([s.size for s in stored], np.uint64), np.array(mode or [0] * n, np.uint8), width, height,
+        np.array([s.size for s in stored], np.uint64), np.array(mode or [0] * n, np.uint8), width.astype(np.int64), height.astype(np.int64),
         np.array(tolerated or [False] * n), boxes, denominators, images, valid,
     )  # fmt: skip
     return images, valid
@@ -182,8 +182,8 @@ from numba.core import event
 from coreclip.pipeline import decode
 from coreclip.pipeline.crops import centre_boxes
 data = np.fromfile(sys.argv[1], np.uint8)
-size = np.array([48], np.int32), np.array([32], np.int32)
-boxes, one = centre_boxes(*size, 16), np.ones(1, np.int64)
+size = np.array([48]), np.array([32])
+boxes, one = centre_boxes(*(side.astype(np.int32) for side in size), 16), np.ones(1, np.int64)
 with event.install_recorder("numba:compile") as compiled:
     decoder = decode.Decoder()
     decoder.reserve(decode.scratch_bytes(*size, one))

@@ -12,7 +12,7 @@ def rows(n=40, d=6, seed=0):
     return np.random.default_rng(seed).normal(size=(n, d))
 
 
-@pytest.mark.parametrize("name", ["FeatureBased", "SumRedundancySelection"])
+@pytest.mark.parametrize("name", ["MaxCoverage", "SumRedundancySelection"])
 def test_selectors_choose_k_different_pairs(name):
     subset = apricot_subset(name, rows(), 8)
     assert len(set(subset.indices.tolist())) == subset.k == 8
