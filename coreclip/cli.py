@@ -381,7 +381,32 @@ def profile(
 
     Example: coreclip profile flickr --set data.batch_size=128
     """
-    raise NotImplementedError
+    from coreclip.config import load_config
+    from coreclip.files import write_text
+    from coreclip.pipeline import Dataset
+    from coreclip.profiling import StageRecorder, diagnose, render_html, render_text
+    from coreclip.selection import Subset
+    from coreclip.training import make_step
+
+    settings = load_config(config, overrides or ())
+    recorder = StageRecorder()
+    measured = make_step(
+        Dataset(dataset),
+        settings,
+        subset=None if subset is None else Subset.load(subset),
+        device=device,
+        threads=threads,
+        watch=recorder,
+    )
+    setting = {"precision": measured.precision, "device": measured.device.type, "resident": settings.data.resident}
+    # The queue of the loader is the warm-up; an epoch that is no longer than that can't be measured.
+    warmup = max(1, min(8, len(measured.loader) - 1))
+    diagnosis = diagnose(
+        measured.step, measured.loader, steps=steps, warmup=warmup, repeats=3, recorder=recorder, setting=setting
+    ).to_dict()
+    if html is not None:
+        write_text(html, render_html(diagnosis))
+    _emit(diagnosis, as_json, render_text)
 
 
 @app.command()

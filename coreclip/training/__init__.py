@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from coreclip.training.loss import contrastive_loss
     from coreclip.training.model import Clip, build_model
     from coreclip.training.retrieval import search
+    from coreclip.training.steps import MeasuredStep, make_step
     from coreclip.training.trainer import TrainReport, train
     from coreclip.training.watch import Watch
 
@@ -18,12 +19,14 @@ _MODULES = {
     "Clip": "model",
     "ClipModel": "clip_model",
     "EmbedReport": "features",
+    "MeasuredStep": "steps",
     "TrainReport": "trainer",
     "Watch": "watch",
     "build_model": "model",
     "contrastive_loss": "loss",
     "embed": "features",
     "evaluate": "evaluation",
+    "make_step": "steps",
     "recall_at": "evaluation",
     "resolve_device": "device",
     "search": "retrieval",
@@ -34,12 +37,14 @@ __all__ = [
     "Clip",
     "ClipModel",
     "EmbedReport",
+    "MeasuredStep",
     "TrainReport",
     "Watch",
     "build_model",
     "contrastive_loss",
     "embed",
     "evaluate",
+    "make_step",
     "recall_at",
     "resolve_device",
     "search",

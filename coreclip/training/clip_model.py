@@ -42,7 +42,7 @@ class ClipModel:
         self.network, self.tokenizer, self.config = network, tokenizer, config
         self.image_size = config.data.image_size
         self.dim = config.model.embed_dim
-        self.logit_scale = min(float(network.logit_scale), MAX_LOGIT_SCALE)
+        self.logit_scale = min(network.logit_scale.item(), MAX_LOGIT_SCALE)
 
     @classmethod
     def load(cls, run: str | Path, device: str = "cpu") -> Self:

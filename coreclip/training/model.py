@@ -134,7 +134,7 @@ class _Cnn(nn.Module):
         self.blocks = nn.Sequential(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(F.relu(self.norm(self.stem(x)))).mean((2, 3))
+        return self.blocks(F.relu(self.norm(self.stem(x)), inplace=True)).mean((2, 3))
 
 
 class _Residual(nn.Module):
@@ -143,6 +143,7 @@ class _Residual(nn.Module):
 
     def __init__(self, width: int, out: int, stride: int) -> None:
         super().__init__()
+        self.stride = stride
         self.conv1 = nn.Conv2d(width, out, 3, stride=stride, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(out)
         self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
@@ -153,8 +154,11 @@ class _Residual(nn.Module):
         self.shortcut = nn.Identity() if same else nn.Conv2d(width, out, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(self.pool(x)))
+        # On a 1x1 image strides 1 and 2 are the same, but oneDNN's bfloat16 weight gradient of the latter is garbage (torch 2.13).
+        stride = self.stride if x.shape[2] > 1 else 1
+        y = F.conv2d(x, self.conv1.weight, stride=stride, padding=1)
+        y = F.relu(self.norm1(y), inplace=True)
+        return F.relu(self.norm2(self.conv2(y)).add_(self.shortcut(self.pool(x))), inplace=True)
 
 
 class _Vit(nn.Module):
@@ -224,7 +228,7 @@ class _Cbow(nn.Module):
         super().__init__()
         self.embedding = _embedding(vocab_size, width)
         self.norm = nn.LayerNorm(width)
-        self.mlp = _mlp(width)
+        self.mlp = _Mlp(width)
 
     def forward(self, tokens: Tensor) -> Tensor:
         words = (tokens > END).unsqueeze(2)  # (b, length, 1): neither padding nor the two ends
@@ -243,12 +247,12 @@ class _Block(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = _mlp(width)
+        self.mlp = _Mlp(width)
         # Width and depth set the spread, so that the sum over the residual branches neither grows nor fades (Radford et al. 2021).
         nn.init.normal_(self.qkv.weight, std=width**-0.5)
         nn.init.normal_(self.out.weight, std=(2 * depth * width) ** -0.5)
-        nn.init.normal_(self.mlp[2].weight, std=(2 * depth * 4 * width) ** -0.5)
-        for bias in (self.qkv.bias, self.out.bias, self.mlp[2].bias):
+        nn.init.normal_(self.mlp.out.weight, std=(2 * depth * 4 * width) ** -0.5)
+        for bias in (self.qkv.bias, self.out.bias, self.mlp.out.bias):
             nn.init.zeros_(bias)
 
     def forward(self, x: Tensor, packing: _Packing | None) -> Tensor:
@@ -283,5 +287,11 @@ def _embedding(vocab_size: int, width: int) -> nn.Embedding:
     return embedding
 
 
-def _mlp(width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+class _Mlp(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.wide = nn.Linear(width, 4 * width)
+        self.out = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.gelu(self.wide(x)))

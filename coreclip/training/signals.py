@@ -31,7 +31,6 @@ class SignalRecorder:
         self._passes = 0
         self._current = {name: np.full(n, unseen) for name, unseen in _UNSEEN.items()}
         self._touched = False
-        folder.mkdir(parents=True, exist_ok=True)
 
     def record(self, index: np.ndarray, result: ContrastiveLoss) -> None:
         """Note a batch; a pair that comes twice in a pass keeps its last values."""
@@ -44,6 +43,7 @@ class SignalRecorder:
         """Append the pass to the files; nothing happens when no batch was noted in it."""
         if not self._touched:
             return
+        self._folder.mkdir(parents=True, exist_ok=True)
         for name, unseen in _UNSEEN.items():
             _append_row(self._folder / f"{name}.npy", self._current[name], self._passes)
             self._current[name].fill(unseen)
@@ -58,6 +58,7 @@ class SignalRecorder:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to a state; rows that were appended since are overwritten."""
         self._passes, self._touched = state["passes"], state["touched"]
+        self._folder.mkdir(parents=True, exist_ok=True)
         for name, row in state["current"].items():
             self._current[name][:] = row.numpy()
             _write_header(self._folder / f"{name}.npy", row.numpy().dtype, self._passes, self._n)

@@ -6,11 +6,11 @@ checkpoint was, bit for bit where the budget is samples or epochs. Left out: sev
 
 import collections
 import contextlib
-import copy
 import hashlib
 import json
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,18 +20,27 @@ from typing import Any, TextIO
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from coreclip.config import Config, config_to_table
 from coreclip.errors import CoreclipError
 from coreclip.files import lock, write_json
-from coreclip.pipeline import Batch, Dataset, Loader, Tokenizer, make_loader
+from coreclip.pipeline import Batch, Dataset, Loader, Tokenizer
 from coreclip.progress import Progress
 from coreclip.training.device import resolve_device
-from coreclip.training.loss import ContrastiveLoss, contrastive_loss, equal_pairs
-from coreclip.training.model import Clip, build_model, set_statistics_share
+from coreclip.training.model import Clip, build_model
 from coreclip.training.schedule import Budget, learning_rate
 from coreclip.training.signals import SignalRecorder
+from coreclip.training.steps import (
+    decide_precision,
+    forward,
+    labels_of,
+    make_optimiser,
+    pairs_per_pass,
+    to_device,
+    training_loader,
+    update,
+)
 from coreclip.training.store import (
     cut_metrics,
     load_checkpoint,
@@ -44,8 +53,6 @@ from coreclip.training.watch import NoWatch, Watch
 
 _METRICS_SECONDS = 1.0
 _LOSS_WINDOW = 32  # steps over which the reported loss is averaged
-# bf16 must win clearly: a choice that noise could turn would make two equal commands differ.
-_LEAST_BF16_GAIN = 1.1
 
 
 @dataclass(frozen=True)
@@ -135,26 +142,10 @@ def train(
         record = open_run(run, _asked(dataset, config, budget, subset, init_from), config, tokenizer)
         if record["finished"]:
             return TrainReport(**record["report"])
-        loader = make_loader(
-            dataset,
-            drop_last=_leaves_one(dataset.n if subset is None else len(_indices(subset)), config.data.batch_size),
-            batch_size=config.data.batch_size,
-            image_size=config.data.image_size,
-            train=True,
-            crop_scale=config.data.crop_scale,
-            subset=subset,
-            workers=config.data.workers,
-            seed=config.train.seed,
-            tokenizer=tokenizer,
-            resident=config.data.resident,
-        )
-        if loader.n_samples < 2:
-            raise CoreclipError(
-                f"{loader.n_samples} pairs to train on; a contrast needs 2 at least; take a larger subset"
-            )
-        labels = None if dataset.labels is None else torch.from_numpy(np.asarray(dataset.labels, dtype=np.int64))
+        loader = training_loader(dataset, config, subset, tokenizer)
+        labels = labels_of(dataset)
         model.to(target_device).train()
-        optimiser = _optimiser(model, config)
+        optimiser = make_optimiser(model, config)
         signals = SignalRecorder(run / "signals", dataset.n) if config.train.signals else None
         state = load_checkpoint(run)
         place = _Place()
@@ -164,7 +155,7 @@ def train(
 
         # The loop.
         clock = _Clock(started - place.seconds)
-        total = budget.total_samples(loader.n_samples)
+        total = budget.total_samples(pairs_per_pass(loader.n_samples, config.data.batch_size))
         usable_seconds = budget.usable_seconds()
         losses = collections.deque(place.losses, maxlen=_LOSS_WINDOW)
         saved_at = logged_at = clock.seconds()
@@ -184,15 +175,14 @@ def train(
             if total is not None and place.samples_seen + len(batch.index) > total:
                 batch = _first_rows(batch, max(total - place.samples_seen, 2))
             with watch.stage("transfer"):
-                rows = _to_device(batch, labels, target_device)
+                rows = to_device(batch, labels, target_device, config.data.batch_size)
             if "precision" not in record["decisions"]:
-                record["decisions"] = _decide_precision(model, rows, config.train.precision)
+                record["decisions"] = decide_precision(model, rows, config.train.precision)
                 write_json(run / "run.json", record)
             bf16 = record["decisions"]["precision"] == "bf16"
 
             with watch.stage("forward"):
-                set_statistics_share(model, len(rows.index) / config.data.batch_size)
-                result = _forward(model, rows, bf16)
+                result = forward(model, rows, bf16=bf16)
                 loss = result.loss.item()
             if not math.isfinite(loss):
                 _refuse_loss(loss, place.step, batch.index)
@@ -200,15 +190,15 @@ def train(
                 optimiser.zero_grad(set_to_none=True)
                 result.loss.backward()
             with watch.stage("optimiser"):
-                nn.utils.clip_grad_norm_(model.parameters(), config.train.clip_norm)
                 rate = learning_rate(config.train.lr, config.train.warmup, step=place.step, fraction=fraction)
-                for group in optimiser.param_groups:
-                    group["lr"] = rate
-                optimiser.step()
+                update(model, optimiser, clip_norm=config.train.clip_norm, rate=rate)
 
             place.step += 1
             place.samples_seen += len(batch.index)
             place.step_in_pass += 1
+            if rows.broken and not place.broken:
+                _report_broken(rows.broken)
+            place.broken += len(rows.broken)
             losses.append(loss)
             with watch.stage("metrics"):
                 if signals is not None:
@@ -218,8 +208,9 @@ def train(
                     if signals is not None:
                         signals.end_pass()
             now = clock.seconds()
-            step_seconds = now - begin
-            finished = place.samples_seen >= total if total is not None else now + 1.5 * step_seconds >= usable_seconds
+            step_seconds = (step_seconds + now - begin) / 2
+            finished = place.samples_seen >= total if total is not None else now + step_seconds >= usable_seconds
+            interrupted = stop.is_set()
             with watch.stage("logging"):
                 progress.advance(len(batch.index), note=f"loss {loss:.3f}")
                 if finished or place.step == 1 or now - logged_at >= _METRICS_SECONDS:
@@ -232,15 +223,16 @@ def train(
                         "lr": rate,
                         "logit_scale": model.logit_scale.item(),
                         "samples_per_second": (place.samples_seen - logged_samples) / max(now - logged_at, 1e-9),
+                        "broken": place.broken,
                     }
                     _write_line(metrics, line)
                     logged_at, logged_samples = now, place.samples_seen
-                if stop.is_set() or (not finished and now - saved_at >= config.train.checkpoint_seconds):
+                if interrupted or (not finished and now - saved_at >= config.train.checkpoint_seconds):
                     place.seconds, place.losses = now, list(losses)
                     save_checkpoint(run, _state(place, model, optimiser, loader, signals))
                     saved_at = clock.seconds()
             watch.step(len(batch.index))
-            if stop.is_set():
+            if interrupted:
                 raise KeyboardInterrupt
             if finished:
                 break
@@ -312,20 +304,6 @@ def _indices(subset: Any) -> np.ndarray:
     return np.ascontiguousarray(getattr(subset, "indices", subset), dtype=np.int64)
 
 
-def _leaves_one(n: int, batch_size: int) -> bool:
-    """Whether the last batch of a pass would hold one pair, which has nothing to be told from."""
-    return n > batch_size and n % batch_size == 1
-
-
-def _optimiser(model: Clip, config: Config) -> torch.optim.AdamW:
-    """AdamW whose weight decay falls on matrices only: not on gains, biases, positions, temperature."""
-    matrices = [p for name, p in model.named_parameters() if p.ndim >= 2 and not name.endswith("position")]
-    others = [p for name, p in model.named_parameters() if p.ndim < 2 or name.endswith("position")]
-    c = config.train
-    groups = [{"params": matrices, "weight_decay": c.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps, fused=True)
-
-
 @contextlib.contextmanager
 def _torch_threads(threads: int | None) -> Iterator[None]:
     if threads is not None and threads < 1:
@@ -358,20 +336,6 @@ def _interrupts() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-# --------------------------------------------------------------------------------------------------------------------- a step
-
-
-@dataclass
-class _Rows:
-    """A batch on the device, without the pairs that do not count."""
-
-    images: Tensor
-    tokens: Tensor
-    weight: Tensor
-    labels: Tensor | None
-    index: np.ndarray
-
-
 class _Clock:
     def __init__(self, zero: float) -> None:
         self._zero = zero
@@ -389,55 +353,20 @@ def _first_rows(batch: Batch, n: int) -> Batch:
     return replace(batch, **{name: value[:n] for name, value in vars(batch).items()})
 
 
-def _to_device(batch: Batch, labels: Tensor | None, device: torch.device) -> _Rows:
-    """Drop broken and weightless pairs, so that they take no part in the batch's statistics either, and move the rest."""
-    keep = (batch.valid & (batch.weight > 0)).nonzero().squeeze(1)
-    if len(keep) < len(batch.index):
-        batch = replace(batch, **{name: value[keep] for name, value in vars(batch).items()})
-    if len(keep) < 2:
-        raise CoreclipError(
-            f"a batch has {len(keep)} pairs with an image that decodes and a weight above 0; it needs 2 at least; "
-            "verify the data set and look at the subset's weights"
-        )
-    return _Rows(
-        images=batch.images.to(device, non_blocking=True),
-        tokens=batch.tokens.to(device, non_blocking=True),
-        weight=batch.weight.to(device, non_blocking=True),
-        labels=None if labels is None else labels[batch.index].to(device, non_blocking=True),
-        index=batch.index.numpy(),
-    )
-
-
-def _forward(model: Clip, rows: _Rows, bf16: bool) -> ContrastiveLoss:
-    with torch.autocast(rows.images.device.type, torch.bfloat16, enabled=bf16):
-        images, texts, scale = model(rows.images, rows.tokens)
-    return contrastive_loss(images, texts, scale, same=equal_pairs(rows.tokens, rows.labels), weight=rows.weight)
-
-
-def _decide_precision(model: Clip, rows: _Rows, asked: str) -> dict[str, Any]:
-    """Choose between fp32 and bf16 autocast by steps on copies of the model."""
-    if asked != "auto":
-        return {"precision": asked}
-    seconds = {"fp32": math.inf, "bf16": math.inf}
-    for _ in range(3):  # the first one warms up; the least of three is least disturbed
-        for name in seconds:
-            trial = copy.deepcopy(model)
-            begin = time.perf_counter()
-            _forward(trial, rows, name == "bf16").loss.backward()
-            trial.logit_scale.grad.item()  # type: ignore[union-attr]  # waits for a CUDA device
-            seconds[name] = min(seconds[name], time.perf_counter() - begin)
-    gain = seconds["fp32"] / seconds["bf16"]
-    return {
-        "precision": "bf16" if gain >= _LEAST_BF16_GAIN else "fp32",
-        "precision_seconds_per_step": seconds,
-    }
-
-
 def _refuse_loss(loss: float, step: int, index: Tensor) -> None:
     shown = ", ".join(map(str, index[:8].tolist())) + (", ..." if len(index) > 8 else "")
     raise CoreclipError(
         f"the loss is {loss} at step {step} (batch with the indices {shown}); a run needs finite losses; "
         "lower train.lr, or train with train.precision=fp32"
+    )
+
+
+def _report_broken(indices: list[int]) -> None:
+    shown = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
+    print(
+        f"coreclip: the images of the pairs {shown} do not decode and are left out; the data set is damaged: convert it again "
+        '(metrics.jsonl counts them as "broken")',
+        file=sys.stderr,
     )
 
 
@@ -456,6 +385,7 @@ class _Place:
     step: int = 0
     samples_seen: int = 0
     step_in_pass: int = 0
+    broken: int = 0
     seconds: float = 0.0
     losses: list[float] | tuple[float, ...] = ()
 

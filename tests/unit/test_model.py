@@ -137,3 +137,17 @@ def test_auto_takes_what_is_there():
 def test_a_cuda_device_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match=r"finds \d+ CUDA devices here; use --device cpu"):
         resolve_device("cuda:99")
+
+
+def test_bfloat16_gradients_are_right_where_a_stage_has_nothing_left_to_halve():
+    # 16 pixels leave the last stage a 1x1 image.
+    config = Config(data=DataConfig(image_size=16), model=ModelConfig(image_width=16, text_width=16, heads=2))
+    gradients = []
+    for bf16 in (False, True):
+        model = build_model(config, vocab_size=40, seed=0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            features = model.encode_image(pictures(6, 16))
+        (features * torch.linspace(-1, 1, features.numel()).view_as(features)).sum().backward()
+        gradients.append(torch.cat([block.conv1.weight.grad.flatten() for block in model.image.blocks]))
+    assert gradients[1].isfinite().all()
+    assert (gradients[0] - gradients[1]).norm() <= 0.2 * gradients[0].norm()

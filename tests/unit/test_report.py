@@ -75,6 +75,7 @@ def _result(**changes: Any) -> dict[str, Any]:
             "verdict": "compute-bound",
             "summary": "the loader keeps up",
             "samples_per_second": 1000.0,
+            "threads": 2,
             "stages": stages,
         },
         "machine": {"cores": 2, "processor": "A <fast> one", "torch": "2", "python": "3"},

@@ -1,0 +1,239 @@
+"""The parts of one training step: rows on the device, forward, update. The loop joins them; :func:`make_step` makes one callable
+of them for whoever measures a step without training a run."""
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from coreclip.config import Config
+from coreclip.errors import CoreclipError
+from coreclip.pipeline import Batch, Dataset, Loader, Tokenizer, make_loader
+from coreclip.training.device import resolve_device
+from coreclip.training.loss import ContrastiveLoss, contrastive_loss, equal_pairs
+from coreclip.training.model import Clip, build_model, set_statistics_share
+from coreclip.training.signals import SignalRecorder
+from coreclip.training.watch import NoWatch, Watch
+
+# bf16 must win clearly: a choice that noise could turn would make two equal commands differ.
+_LEAST_BF16_GAIN = 1.1
+
+
+@dataclass
+class Rows:
+    """A batch on the device, without the pairs that do not count.
+
+    Attributes
+    ----------
+    images : uint8 (b, 3, size, size)
+    tokens : int64 (b, context)
+    weight : float32 (b,)
+    labels : int64 (b,) or None
+    index : int64 (b,), numpy
+    share : float
+        Of a whole batch, 0 to 1.
+    broken : list of int
+        Indices of the batch's pairs whose image did not decode.
+    """
+
+    images: Tensor
+    tokens: Tensor
+    weight: Tensor
+    labels: Tensor | None
+    index: np.ndarray
+    share: float
+    broken: list[int]
+
+
+@dataclass(frozen=True)
+class MeasuredStep:
+    """What :func:`make_step` returns.
+
+    Attributes
+    ----------
+    step : callable
+        ``step(batch)`` does all of a training step, under the watch's stages; nothing is written.
+    loader : Loader
+        Its batches.
+    precision : {"fp32", "bf16"}
+    device : torch.device
+    """
+
+    step: Callable[[Batch], None]
+    loader: Loader
+    precision: str
+    device: torch.device
+
+
+def training_loader(dataset: Dataset, config: Config, subset: Any, tokenizer: Tokenizer) -> Loader:
+    """Return the loader of a training run.
+
+    Raises
+    ------
+    CoreclipError
+        For fewer than two pairs, or a bad subset.
+    """
+    n = dataset.n if subset is None else len(getattr(subset, "indices", subset))
+    if n < 2:
+        raise CoreclipError(f"{n} pairs to train on; a contrast needs 2 at least; take a larger subset")
+    return make_loader(
+        dataset,
+        drop_last=pairs_per_pass(n, config.data.batch_size) < n,
+        batch_size=config.data.batch_size,
+        image_size=config.data.image_size,
+        train=True,
+        crop_scale=config.data.crop_scale,
+        subset=subset,
+        workers=config.data.workers,
+        seed=config.train.seed,
+        tokenizer=tokenizer,
+        resident=config.data.resident,
+    )
+
+
+def pairs_per_pass(n: int, batch_size: int) -> int:
+    """Return how many of ``n`` pairs a pass visits: a last batch of one is left out, it has nothing to be told from."""
+    return n - 1 if n > batch_size and n % batch_size == 1 else n
+
+
+def labels_of(dataset: Dataset) -> Tensor | None:
+    """Return the data set's labels as int64 (n,), None where it has none."""
+    return None if dataset.labels is None else torch.tensor(dataset.labels)
+
+
+def make_optimiser(model: Clip, config: Config) -> torch.optim.AdamW:
+    """Return AdamW whose weight decay falls on matrices only: not on gains, biases, positions, temperature."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim >= 2 and not name.endswith("position")]
+    others = [p for name, p in model.named_parameters() if p.ndim < 2 or name.endswith("position")]
+    c = config.train
+    groups = [{"params": matrices, "weight_decay": c.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps, fused=True)
+
+
+def to_device(batch: Batch, labels: Tensor | None, device: torch.device, batch_size: int) -> Rows:
+    """Drop broken and weightless pairs, so that they take no part in the batch's statistics either, and move the rest.
+
+    Raises
+    ------
+    CoreclipError
+        Where fewer than two pairs are left.
+    """
+    broken: list[int] = batch.index[~batch.valid].tolist()
+    keep = (batch.valid & (batch.weight > 0)).nonzero().squeeze(1)
+    if len(keep) < len(batch.index):
+        batch = replace(batch, **{name: value[keep] for name, value in vars(batch).items()})
+    if len(keep) < 2:
+        raise CoreclipError(
+            f"a batch has {len(keep)} pairs with an image that decodes and a weight above 0; it needs 2 at least; "
+            "verify the data set and look at the subset's weights"
+        )
+    return Rows(
+        images=batch.images.to(device, non_blocking=True),
+        tokens=batch.tokens.to(device, non_blocking=True),
+        weight=batch.weight.to(device, non_blocking=True),
+        labels=None if labels is None else labels[batch.index].to(device, non_blocking=True),
+        index=batch.index.numpy(),
+        share=len(keep) / batch_size,
+        broken=broken,
+    )
+
+
+def forward(model: Clip, rows: Rows, *, bf16: bool) -> ContrastiveLoss:
+    """Return the batch's loss; under bf16 autocast where asked for."""
+    set_statistics_share(model, rows.share)
+    with torch.autocast(rows.images.device.type, torch.bfloat16, enabled=bf16):
+        images, texts, scale = model(rows.images, rows.tokens)
+    return contrastive_loss(images, texts, scale, same=equal_pairs(rows.tokens, rows.labels), weight=rows.weight)
+
+
+def update(model: Clip, optimiser: torch.optim.AdamW, *, clip_norm: float, rate: float) -> None:
+    """Clip the gradient and take an optimiser step at a learning rate."""
+    nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    optimiser.step()
+
+
+def decide_precision(model: Clip, rows: Rows, asked: str) -> dict[str, Any]:
+    """Choose between fp32 and bf16 autocast by steps on copies of the model; returns the choice and the seconds of each."""
+    if asked != "auto":
+        return {"precision": asked}
+    seconds = {"fp32": math.inf, "bf16": math.inf}
+    for _ in range(3):  # the first one warms up; the least of three is least disturbed
+        for name in seconds:
+            trial = copy.deepcopy(model)
+            begin = time.perf_counter()
+            forward(trial, rows, bf16=name == "bf16").loss.backward()
+            trial.logit_scale.grad.item()  # type: ignore[union-attr]  # waits for a CUDA device
+            seconds[name] = min(seconds[name], time.perf_counter() - begin)
+    gain = seconds["fp32"] / seconds["bf16"]
+    return {
+        "precision": "bf16" if gain >= _LEAST_BF16_GAIN else "fp32",
+        "precision_seconds_per_step": seconds,
+    }
+
+
+def make_step(
+    dataset: Dataset,
+    config: Config,
+    *,
+    subset: Any = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    watch: Watch | None = None,
+) -> MeasuredStep:
+    """Return the step and the loader of ``train``, to be measured; no run is written.
+
+    Parameters
+    ----------
+    dataset, config, subset, device
+        As of :func:`coreclip.training.train`.
+    threads : int, optional
+        Of torch on the CPU, from now on; None leaves torch's own number.
+    watch : Watch, optional
+        Is told the stages transfer, forward, backward, optimiser and metrics; it ends the steps itself.
+
+    Raises
+    ------
+    CoreclipError
+        As :func:`coreclip.training.train`.
+    """
+    target = resolve_device(device)
+    if threads is not None:
+        if threads < 1:
+            raise CoreclipError(f"threads = {threads} is not allowed: at least 1; leave it out for torch's own number")
+        torch.set_num_threads(threads)
+    watched = NoWatch() if watch is None else watch
+    tokenizer = dataset.tokenizer()
+    loader = training_loader(dataset, config, subset, tokenizer)
+    model = build_model(config, vocab_size=tokenizer.vocab_size, seed=config.train.seed).to(target).train()
+    optimiser, labels = make_optimiser(model, config), labels_of(dataset)
+    signals = (
+        SignalRecorder(Path("signals"), dataset.n) if config.train.signals else None
+    )  # never written: no pass ends
+    first = to_device(next(iter(loader)), labels, target, config.data.batch_size)
+    precision = decide_precision(model, first, config.train.precision)["precision"]
+
+    def step(batch: Batch) -> None:
+        with watched.stage("transfer"):
+            rows = to_device(batch, labels, target, config.data.batch_size)
+        with watched.stage("forward"):
+            result = forward(model, rows, bf16=precision == "bf16")
+            result.loss.item()
+        with watched.stage("backward"):
+            optimiser.zero_grad(set_to_none=True)
+            result.loss.backward()
+        with watched.stage("optimiser"):
+            update(model, optimiser, clip_norm=config.train.clip_norm, rate=config.train.lr)
+        with watched.stage("metrics"):
+            if signals is not None:
+                signals.record(rows.index, result)
+
+    return MeasuredStep(step=step, loader=loader, precision=precision, device=target)
