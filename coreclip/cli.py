@@ -27,6 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _PIPELINE, _SELECTION, _TRAINING, _PROFILING = "pipeline", "selection", "training", "profiling"
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
@@ -61,9 +62,12 @@ def run_command(arguments: list[str], name: str | None = "coreclip") -> int:
     command = typer.main.get_group(app)
     try:
         code = command.main(arguments, prog_name=name, standalone_mode=False)
+        if code == _INTERRUPTED:  # newer versions of typer turn Ctrl-C into this code, older ones into Abort
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; nothing is half-written, and the same command goes on from what is finished", 130)
+        message = "interrupted; nothing is half-written, and the same command goes on from what is finished"
+        return _fail(message, _INTERRUPTED)
     except CoreclipError as error:
         return _fail(str(error), 2)
     except BrokenPipeError:

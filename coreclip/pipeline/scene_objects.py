@@ -246,12 +246,13 @@ class _Painter:
         self._pens = (ImageDraw.Draw(self._colour), ImageDraw.Draw(self._patterned))
 
     def draw(self, primitive: str, ink: tuple[int, int, int], numbers: tuple[float, ...], *, patterned: bool) -> None:
-        for pen, fill in zip(self._pens, ((*ink, 255), 255 * patterned), strict=True):
-            self._primitive(
-                pen, primitive, numbers, (0, 0, 0, 0) if primitive == "clear" and pen is self._pens[0] else fill
-            )
+        colour, mark = self._pens
+        self._primitive(colour, primitive, numbers, (0, 0, 0, 0) if primitive == "clear" else (*ink, 255))
+        self._primitive(mark, primitive, numbers, 255 if patterned and primitive != "clear" else 0)
 
-    def _primitive(self, pen: ImageDraw.ImageDraw, primitive: str, numbers: tuple[float, ...], fill: object) -> None:
+    def _primitive(
+        self, pen: ImageDraw.ImageDraw, primitive: str, numbers: tuple[float, ...], fill: float | tuple[int, ...]
+    ) -> None:
         if primitive == "ellipse":
             pen.ellipse(self._points(numbers), fill=fill)
         elif primitive == "polygon":

@@ -303,7 +303,7 @@ def _break(jpeg: bytes, kind: str) -> bytes:
 
 
 def _write_shards(folder: Path, split: str, pairs: Iterator[_Pair], per_shard: int) -> list[str]:
-    names = []
+    names: list[str] = []
     while batch := list(itertools.islice(pairs, per_shard)):
         names.append(f"{split}-{len(names):05d}.tar")
         with tarfile.open(folder / names[-1], "w", format=tarfile.USTAR_FORMAT) as tar:

@@ -95,7 +95,7 @@ def evaluate(
     result |= _retrieval(clip, images, texts, offsets)
     zero_shot: dict[str, Any] = {"zero_shot_accuracy": None, "zero_shot_chance": None}
     if labels is not None and names is not None:
-        accuracy = _zero_shot(images, torch.from_numpy(labels), class_features(clip, names, templates))
+        accuracy = _zero_shot(images, torch.tensor(labels), class_features(clip, names, templates))
         zero_shot = {"zero_shot_accuracy": accuracy, "zero_shot_chance": 1 / len(names)}
     probe: dict[str, Any] = {"linear_probe_accuracy": None, "linear_probe_chance": None}
     if linear_probe and labels is not None:
@@ -276,7 +276,7 @@ def linear_probe_accuracy(features: np.ndarray, labels: np.ndarray, *, seed: int
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
     probe.fit(features[fitted], labels[fitted])
     predicted = torch.from_numpy(probe.predict(features[test]))
-    truth = torch.from_numpy(labels[test])
+    truth = torch.tensor(labels[test])
     classes = int(labels.max()) + 1
     accuracy = float(multiclass_accuracy(predicted, truth, num_classes=max(classes, 2), average="micro"))
     return accuracy, float((labels[test] == np.bincount(labels[fitted]).argmax()).mean())

@@ -80,6 +80,7 @@ def _result(**changes: Any) -> dict[str, Any]:
         },
         "machine": {"cores": 2, "processor": "A <fast> one", "torch": "2", "python": "3"},
         "time": stages,
+        "selection_seconds": 2.0,
         "commands": ['coreclip search run data "a ball"'],
         **changes,
     }

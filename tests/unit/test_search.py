@@ -18,6 +18,15 @@ CONFIG = Config(
 )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Layers this small only wait for a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
