@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "profiling": {"profiling"},
 }
 LEAVES = {"errors", "files", "progress", "randomness", "config"}
-COMPOSERS = {"cli", "demo", "report"}
+COMPOSERS = {"cli", "demo", "demo_truth", "report"}
 
 
 def imported_modules(source: str) -> set[str]:
