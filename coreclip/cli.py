@@ -7,6 +7,7 @@ ends with exit code 2.
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_STARTED = time.monotonic()  # --minutes counts from here, so with the imports
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _PIPELINE, _SELECTION, _TRAINING, _PROFILING = "pipeline", "selection", "training", "profiling"
 
@@ -247,6 +249,7 @@ def train(
         samples=samples,
         device=device,
         threads=threads,
+        started=_STARTED,
     )
     _emit(asdict(report), as_json)
 
