@@ -428,5 +428,6 @@ def demo(
     Example: coreclip demo demo-report --minutes 5
     """
     from coreclip.demo import run_demo
+    from coreclip.report import table_text
 
-    _emit(run_demo(out, minutes=minutes, seed=seed), as_json)
+    _emit(run_demo(out, minutes=minutes, seed=seed), as_json, table_text)

@@ -31,7 +31,6 @@ from coreclip.report import (
     is_report,
     overall_outcome,
     summarise,
-    table_text,
     verdict_sentence,
     write_report,
 )
@@ -144,7 +143,6 @@ def run_demo(
         write_json(work / "result.json", result)
         write_report(out / "index.html", result, pictures)
         failed.pop_all()
-    print("\n" + table_text(result), file=sys.stderr)
     return result
 
 

@@ -179,7 +179,7 @@ def table_text(result: Mapping[str, Any]) -> str:
         f"{result['samples_per_run']:,} samples seen in every run, {len(result['seeds'])} seeds; "
         f"mean ± standard deviation over seeds on {result['data']['heldout']:,} clean held-out pairs."
     )
-    return "\n".join([*lines, "", note, result["verdict"]["sentence"]])
+    return "\n".join([*lines, "", note, result["verdict"]["sentence"], f"report: {result['report']}"])
 
 
 def write_report(path: str | Path, result: Mapping[str, Any], galleries: Sequence[Gallery]) -> None:

@@ -215,9 +215,8 @@ def make_step(
     loader = training_loader(dataset, config, subset, tokenizer)
     model = build_model(config, vocab_size=tokenizer.vocab_size, seed=config.train.seed).to(target).train()
     optimiser, labels = make_optimiser(model, config), labels_of(dataset)
-    signals = (
-        SignalRecorder(Path("signals"), dataset.n) if config.train.signals else None
-    )  # never written: no pass ends
+    # Never written, since no pass ends.
+    signals = SignalRecorder(Path("signals"), dataset.n) if config.train.signals else None
     first = to_device(next(iter(loader)), labels, target, config.data.batch_size)
     precision = decide_precision(model, first, config.train.precision)["precision"]
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from coreclip.config import Config, config_to_table
 from coreclip.errors import CoreclipError
-from coreclip.files import lock, write_json
+from coreclip.files import lock, sha256_file, write_json
 from coreclip.pipeline import Batch, Dataset, Loader, Tokenizer
 from coreclip.progress import Progress
 from coreclip.training.device import resolve_device
@@ -165,15 +165,14 @@ def train(
         progress = stack.enter_context(Progress(total, "training"))
         progress.done = place.samples_seen
         metrics = stack.enter_context(open(run / "metrics.jsonl", "a", encoding="utf-8"))
-        for batch in watch.iterate("wait", _batches(loader)):
+        for batch in watch.iterate("wait", () if place.finished else _batches(loader)):
             begin = clock.seconds()
-            fraction = (
-                min((begin + step_seconds / 2) / usable_seconds, 1.0)
-                if total is None
-                else (place.samples_seen + len(batch.index) / 2) / total
-            )
             if total is not None and place.samples_seen + len(batch.index) > total:
                 batch = _first_rows(batch, max(total - place.samples_seen, 2))
+            if total is None:
+                fraction = (begin + step_seconds / 2) / usable_seconds
+            else:
+                fraction = (place.samples_seen + len(batch.index) / 2) / total
             with watch.stage("transfer"):
                 rows = to_device(batch, labels, target_device, config.data.batch_size)
             if "precision" not in record["decisions"]:
@@ -210,7 +209,7 @@ def train(
             now = clock.seconds()
             step_seconds = (step_seconds + now - begin) / 2
             finished = place.samples_seen >= total if total is not None else now + step_seconds >= usable_seconds
-            interrupted = stop.is_set()
+            interrupted = stop.is_set() and not finished
             with watch.stage("logging"):
                 progress.advance(len(batch.index), note=f"loss {loss:.3f}")
                 if finished or place.step == 1 or now - logged_at >= _METRICS_SECONDS:
@@ -240,7 +239,7 @@ def train(
         # The end: the state, the weights, the report.
         if signals is not None:
             signals.end_pass()
-        place.seconds, place.losses = clock.seconds(), list(losses)
+        place.seconds, place.losses, place.finished = clock.seconds(), list(losses), True
         save_checkpoint(run, _state(place, model, optimiser, loader, signals))
         save_weights(run / "model.safetensors", model)
         seconds = clock.seconds()
@@ -284,7 +283,7 @@ def _asked(
         "config": config_to_table(config),
         "budget": {name: value for name, value in asdict(budget).items() if value is not None},
         "subset": _subset_provenance(subset),
-        "init_from": None if init_from is None else str(init_from),
+        "init_from": None if init_from is None else sha256_file(Path(init_from) / "model.safetensors"),
     }
 
 
@@ -386,6 +385,7 @@ class _Place:
     samples_seen: int = 0
     step_in_pass: int = 0
     broken: int = 0
+    finished: bool = False
     seconds: float = 0.0
     losses: list[float] | tuple[float, ...] = ()
 

@@ -1,7 +1,6 @@
 """What a user can get wrong on each command gives one clear line and exit code 2, and loses nothing."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -44,7 +43,7 @@ def test_every_command_has_json(name):
 
 
 @pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"convert", "demo"}))
-def test_a_data_set_that_is_not_there_is_named(name, tmp_path, capsys, at):
+def test_a_data_set_that_is_not_there_is_named(name, tmp_path, capsys, at, monkeypatch):
     extra = {
         "train": ["RUN"],
         "embed": ["F", "--model", at / "proxy"],
@@ -52,7 +51,7 @@ def test_a_data_set_that_is_not_there_is_named(name, tmp_path, capsys, at):
     }
     front = {"evaluate": [at / "run"], "search": [at / "run"]}
     after = {"search": ["a query"]}
-    os.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
     arguments = [name, *front.get(name, []), "nowhere", *extra.get(name, []), *after.get(name, [])]
     assert "nowhere" in refused(capsys, *arguments)
     assert list(tmp_path.iterdir()) == []

@@ -229,11 +229,12 @@ def test_a_conversion_stopped_just_before_it_is_published_is_published(done, tmp
     assert not (tmp_path / "data" / "work").exists()
 
 
-def children(pid: int) -> list[int]:
+def workers_of(pid: int) -> list[int]:
+    """Child processes that serve a conversion; there may be others, such as multiprocessing's resource tracker."""
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
         found += list(map(int, (task / "children").read_text().split()))
-    return found
+    return [child for child in found if b"coreclip.pipeline.workers" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 def test_a_worker_that_is_killed_ends_the_conversion_with_its_reason(tmp_path):
@@ -248,8 +249,8 @@ def test_a_worker_that_is_killed_ends_the_conversion_with_its_reason(tmp_path):
 
     thread = threading.Thread(target=run)
     thread.start()
-    wait_for(lambda: children(os.getpid()))
-    os.kill(children(os.getpid())[0], signal.SIGKILL)
+    wait_for(lambda: workers_of(os.getpid()))
+    os.kill(workers_of(os.getpid())[0], signal.SIGKILL)
     thread.join(timeout=30)
     assert not thread.is_alive()
     assert len(errors) == 1

@@ -152,6 +152,7 @@ def test_tokens_of_the_drawn_caption_among_those_present():
 
 def test_missing_decoder_is_reported(monkeypatch):
     decode.load_decoder.cache_clear()
+    monkeypatch.delitem(sys.modules, "ffcv", raising=False)  # where another test imported it, its place is known
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.setattr(sys, "meta_path", [])
     with pytest.raises(CoreclipError, match=r"_libffcv\*\.so.*install ffcv anew"):
@@ -163,6 +164,7 @@ def test_damaged_decoder_is_reported(monkeypatch, tmp_path):
     (tmp_path / "ffcv" / "__init__.py").touch()
     (tmp_path / "ffcv" / "_libffcv.so").write_bytes(b"no library")
     decode.load_decoder.cache_clear()
+    monkeypatch.delitem(sys.modules, "ffcv", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(CoreclipError, match=r"_libffcv\.so can't be loaded.*install ffcv anew"):
         decode.load_decoder()

@@ -168,12 +168,12 @@ def test_summarise_gives_mean_and_sample_standard_deviation_of_recalls_only() ->
 
 
 def test_table_has_a_line_for_each_arm_and_the_verdict() -> None:
-    text = table_text(_result())
+    text = table_text(_result() | {"report": "demo-report/index.html"})
     lines = text.splitlines()
     assert [line.split()[0] for line in lines[1:4]] == ["everything", "random", "coreset"]
     assert "41.0 ± 1.0 %" in lines[3]
     assert "12,800 samples seen in every run, 3 seeds" in text
-    assert text.endswith("The coreset beats random.")
+    assert text.endswith("The coreset beats random.\nreport: demo-report/index.html")
 
 
 class _Links(HTMLParser):

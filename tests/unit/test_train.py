@@ -9,6 +9,7 @@ import sys
 import time
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -183,7 +184,11 @@ def test_a_killed_process_goes_on_bit_for_bit(data, tmp_path):
         "        if self.steps == 0: os._exit(9)\n"
         "train(Dataset(sys.argv[1]), sys.argv[2], config=CONFIG, epochs=3, threads=1, watch=Kill(4))\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(data.path), str(tmp_path / "parts")], check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(data.path), str(tmp_path / "parts")],
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
     assert done.returncode == 9
     train(data, tmp_path / "parts", config=CONFIG, epochs=3, threads=1)
     train(data, tmp_path / "whole", config=CONFIG, epochs=3, threads=1)
@@ -196,6 +201,24 @@ def test_a_finished_run_is_returned_not_repeated(data, tmp_path):
     changed = (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns
     assert train(data, tmp_path / "run", config=CONFIG, samples=10) == first
     assert (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns == changed
+
+
+def test_a_run_that_ended_just_before_its_report_makes_no_further_step(data, tmp_path):
+    train(data, tmp_path / "run", config=CONFIG, samples=33)
+    whole = weights(tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"finished": False}))
+    (tmp_path / "run" / "model.safetensors").unlink()
+    report = train(data, tmp_path / "run", config=CONFIG, samples=33)
+    assert (report.samples_seen, report.steps) == (33, record["report"]["steps"])
+    again = weights(tmp_path / "run")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_run_of_one_cut_batch_still_learns(data, tmp_path):
+    train(data, tmp_path / "run", config=CONFIG, samples=3)
+    assert lines(tmp_path / "run")[0]["lr"] > 0
 
 
 def test_a_run_with_other_settings_is_refused(data, tmp_path):
