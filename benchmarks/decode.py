@@ -100,7 +100,7 @@ class PillowCrops:
         width, height = int(rgb.width * scale), int(rgb.height * scale)
         left, top = (rgb.width - width) // 2, (rgb.height - height) // 2
         box = (left, top, left + width, top + height)
-        return np.asarray(rgb.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box))
+        return np.array(rgb.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box))
 
 
 if __name__ == "__main__":
