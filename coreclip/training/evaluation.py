@@ -273,7 +273,7 @@ def linear_probe_accuracy(features: np.ndarray, labels: np.ndarray, *, seed: int
             f"a linear probe on {len(labels)} pairs with {len(np.unique(labels))} classes is not possible; "
             "it needs two classes and five pairs at least; leave --linear-probe out"
         )
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     probe.fit(features[fitted], labels[fitted])
     predicted = torch.from_numpy(probe.predict(features[test]))
     truth = torch.tensor(labels[test])

@@ -14,20 +14,13 @@ from coreclip.training.evaluation import best_ranks, linear_probe_accuracy, reca
 from coreclip.training.features import encode_unique, mean_direction
 from tests.helpers import make_dataset
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONFIG = Config(
     data=DataConfig(image_size=16, batch_size=6, workers=1),
     model=ModelConfig(image_width=8, text_width=16, text_depth=1, heads=2, embed_dim=8, context=16),
     train=TrainConfig(precision="fp32", lr=5e-3, signals=False),
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Layers this small only wait for a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

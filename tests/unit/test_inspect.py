@@ -9,9 +9,7 @@ import pytest
 
 from coreclip.errors import CoreclipError
 from coreclip.pipeline.inspect import inspect
-from tests.helpers import make_dataset, make_pixels
-
-from tests.helpers import encode_jpeg  # isort: skip
+from tests.helpers import encode_jpeg, make_dataset, make_pixels
 
 
 def test_counts(tmp_path: Path) -> None:

@@ -25,20 +25,13 @@ from coreclip.training.steps import Rows, decide_precision
 from coreclip.training.store import load_checkpoint
 from tests.helpers import make_dataset
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONFIG = Config(
     data=DataConfig(image_size=16, batch_size=5, workers=1),
     model=ModelConfig(image_width=8, text_width=16, text_depth=1, heads=2, embed_dim=8, context=16),
     train=TrainConfig(precision="fp32", checkpoint_seconds=1e-6),
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Layers this small only wait for a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
