@@ -68,7 +68,9 @@ def run_command(arguments: list[str], name: str | None = "coreclip") -> int:
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        message = "interrupted; nothing is half-written, and the same command goes on from what is finished"
+        message = (
+            "interrupted; nothing is half-written: run the same command again (convert and train go on where they were)"
+        )
         return _fail(message, _INTERRUPTED)
     except CoreclipError as error:
         return _fail(str(error), 2)

@@ -50,6 +50,7 @@ CONFIG = Config(
     model=ModelConfig(image_width=16, image_depth=1, text_width=64, text_depth=1, heads=4, embed_dim=128, context=24),
     train=TrainConfig(lr=1e-3, precision="fp32", checkpoint_seconds=3600.0, signals=False),
 )
+_MARKER = ".coreclip-demo"  # of a directory that a demonstration has begun to fill, so that one that was killed can be begun again
 _PAIRS, _HELDOUT, _FULL_MINUTES = 6000, 500, 5.0
 _LEAST_MINUTES, _LEAST_STEPS = 0.1, 10
 _PROXY_SHARE = 0.13  # of the minutes
@@ -129,11 +130,14 @@ def run_demo(
     _check(out, minutes, workers, seeds)
     pairs = max(round(_PAIRS * min(minutes / _FULL_MINUTES, 1)), 200) if pairs is None else pairs
     work = out / "work"
-    with lock(out), contextlib.ExitStack() as failed:
+    with lock(out), contextlib.ExitStack() as stack, contextlib.ExitStack() as failed:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / _MARKER).touch()
+        stack.callback(remove, out / _MARKER)
         failed.callback(remove, work)
         remove(out / "index.html")
         remove(work)
-        work.mkdir(parents=True)
+        work.mkdir()
         clock = _Clock(start)
         result = _run(work, clock, 60 * minutes, seed, workers, seeds, pairs)
         pictures = result.pop("galleries")
@@ -154,7 +158,9 @@ def _check(out: Path, minutes: float, workers: int, seeds: int) -> None:
     ):
         if not low <= value <= high:
             raise CoreclipError(f"{name} = {value} is out of range: it must be between {low} and {high:,}; change it")
-    if not out.exists() or (out.is_dir() and (is_report(out / "index.html") or not any(out.iterdir()))):
+    if not out.exists():
+        return
+    if out.is_dir() and ((out / _MARKER).exists() or is_report(out / "index.html") or not any(out.iterdir())):
         return
     raise CoreclipError(
         f"{out} exists and is no demo report; nothing of yours is replaced; name another directory or remove it"

@@ -43,6 +43,17 @@ def test_nothing_is_left_of_a_failed_demonstration(tmp_path: Path) -> None:
     assert list(tmp_path.rglob("*")) in ([], [tmp_path / "out"])
 
 
+def test_a_demonstration_that_was_killed_is_begun_again(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "work" / "scenes").mkdir(parents=True)
+    with pytest.raises(CoreclipError, match="is no demo report"):
+        run_demo(out, pairs=3)
+    (out / ".coreclip-demo").touch()
+    with pytest.raises(CoreclipError, match="n = 3 is out of range"):
+        run_demo(out, pairs=3)
+    assert list(out.iterdir()) == []
+
+
 def test_selection_is_an_expression_that_keeps_half() -> None:
     stages = parse(EXPRESSION)
     assert [stage.name for stage in stages] == ["clipscore", "semdedup", "facility-location"]
