@@ -6,6 +6,7 @@ ends with exit code 2.
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -190,9 +191,11 @@ def convert(
 
 def _names(text: str) -> list[str]:
     """Class names given as a file with one a line, or as ``a,b,c``."""
-    path = Path(text)
-    if path.is_file():
-        names = path.read_text(encoding="utf-8").splitlines()
+    if os.path.isfile(text):  # unlike Path.is_file, false for a list that is too long for a name
+        try:
+            names = Path(text).read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise CoreclipError(f"--classes {text} is not UTF-8; save it as UTF-8, one name a line") from None
     elif "," in text:
         names = text.split(",")
     else:
@@ -308,9 +311,10 @@ def select(
     Example: coreclip select flickr best.parquet --method 'semdedup(eps=0.05) | facility-location' --fraction 0.3 --features features
     """
     from coreclip.pipeline import Dataset
-    from coreclip.selection import Features
+    from coreclip.selection import Features, check_output
     from coreclip.selection import select as run_select
 
+    check_output(subset)
     data = Dataset(dataset)
     chosen = run_select(
         None if features is None else Features.load(features),
@@ -397,6 +401,8 @@ def profile(
     from coreclip.selection import Subset
     from coreclip.training import make_step
 
+    if html is not None:
+        _check_page(html)
     settings = load_config(config, overrides or ())
     recorder = StageRecorder()
     measured = make_step(
@@ -416,6 +422,12 @@ def profile(
     if html is not None:
         write_text(html, render_html(diagnosis))
     _emit(diagnosis, as_json, render_text)
+
+
+def _check_page(path: Path) -> None:
+    """Refuse to write a report over something else."""
+    if path.is_dir() or (path.exists() and b"coreclip-profile" not in path.read_bytes()):
+        raise CoreclipError(f"{path} exists and is no profile report; nothing of yours is replaced; name another file")
 
 
 @app.command()

@@ -30,7 +30,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Works for a file and for a directory that the block creates. A directory that is already there is replaced.
     """
-    final = Path(path)
+    final = _absolute(path)
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     remove(temporary)
@@ -39,6 +39,14 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         publish(temporary, final)
     finally:
         remove(temporary)
+
+
+def _absolute(path: str | os.PathLike[str]) -> Path:
+    """Return ``path`` with a name of its own: ``.`` has one when it is spelled out, the root has none."""
+    absolute = Path(os.path.abspath(path))
+    if not absolute.name:
+        raise CoreclipError(f"{path} can't be an output: it is the root of the disk; name a file or folder below it")
+    return absolute
 
 
 def publish(temporary: Path, final: Path) -> None:
@@ -104,7 +112,7 @@ def lock(path: str | os.PathLike[str]) -> Iterator[None]:
     CoreclipError
         When another process holds it.
     """
-    output = Path(path)
+    output = _absolute(path)
     output.parent.mkdir(parents=True, exist_ok=True)
     lock_path = output.with_name(f".{output.name}.lock")
     with open(lock_path, "w") as file:

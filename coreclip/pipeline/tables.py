@@ -75,12 +75,13 @@ class TableSource:
         problem = ""
         if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
             captions, problem = [], f"its caption is {type(captions).__name__}; it must be text or a list of texts"
-        if name in groups:
-            groups[name].captions += captions
-            groups[name].problem = groups[name].problem or problem
+        same = os.path.normpath(name)
+        if same in groups:
+            groups[same].captions += captions
+            groups[same].problem = groups[same].problem or problem
             return
         columns = {k: v for k, v in row.items() if v is None or isinstance(v, str | int | float)}
-        groups[name] = _Group(name, list(captions), columns, problem)
+        groups[same] = _Group(name, list(captions), columns, problem)
 
     def _find_column(self, row: dict[str, Any], allowed: tuple[str, ...], what: str) -> str:
         by_lower = {column.lower().strip(): column for column in reversed(row)}
@@ -112,7 +113,9 @@ class TableSource:
             path = (directory / name).resolve()
             if path.is_file():
                 return path
-        found = self._files_by_name.get(Path(name).name, [])
+        # What the table says of folders must hold too: 1.jpg of another class is another picture.
+        wanted = Path(os.path.normpath(name)).parts
+        found = [path for path in self._files_by_name.get(Path(name).name, []) if path.parts[-len(wanted) :] == wanted]
         if len(found) != 1:
             what = "no file of this name" if not found else f"{len(found)} files of this name, which one is not clear,"
             raise TextProblem(f"{what} beside the table or below {self.folder.name or self.folder}")
@@ -143,14 +146,17 @@ def _rows(table: Path) -> Iterator[_Row]:
 def _csv_rows(table: Path) -> Iterator[_Row]:
     csv.field_size_limit(1 << 20)
     with open(table, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file)
+        reader = csv.reader(file, strict=True)  # else a stray quote swallows the rows below it
         try:
-            header = next(reader, [])
+            header = _checked_header(table, next(reader, []))
             for fields in reader:
                 if fields:
                     yield _to_row(table, header, fields, reader.line_num)
         except csv.Error as error:
-            yield Reject(table.name, "", f"line {reader.line_num}: {error}; the rows after it are left out")
+            raise CoreclipError(
+                f"{table} is not well-formed csv, at or above line {reader.line_num}: {error}; "
+                "a field that begins with a quote must end with one, and a quote in it is written twice; mend the table"
+            ) from None
 
 
 def _tsv_rows(table: Path) -> Iterator[_Row]:
@@ -160,7 +166,7 @@ def _tsv_rows(table: Path) -> Iterator[_Row]:
         for number, line in enumerate(file, start=1):
             fields = [_unquote(part) for part in line.rstrip("\r\n").split("\t")]
             if not header:
-                header = fields
+                header = _checked_header(table, fields)
             elif fields != [""]:
                 yield _to_row(table, header, fields, number)
 
@@ -170,6 +176,13 @@ def _unquote(text: str) -> str:
     if len(text) >= 2 and text[0] == text[-1] == '"' and inner.replace('""', "").count('"') == 0:
         return inner.replace('""', '"')
     return text
+
+
+def _checked_header(table: Path, header: list[str]) -> list[str]:
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise CoreclipError(f"{table} has two columns {twice[0]!r}; every column needs a name of its own; rename one")
+    return header
 
 
 def _to_row(table: Path, header: list[str], fields: list[str], line: int) -> _Row:

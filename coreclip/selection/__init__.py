@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from coreclip.selection.neighbors import neighbor_graph
     from coreclip.selection.registry import METHODS, Method
     from coreclip.selection.scores import clip_scores, clipscore, random_subset
-    from coreclip.selection.subset import Subset
+    from coreclip.selection.subset import Subset, check_output
 
 # No module has the name of something exported: importing it would put the module in that name's place.
 _MODULES = {
     "Features": "features",
     "METHODS": "registry",
+    "check_output": "subset",
     "Method": "registry",
     "Subset": "subset",
     "apricot_subset": "apricot",
@@ -41,6 +42,7 @@ __all__ = [
     "Method",
     "Subset",
     "apricot_subset",
+    "check_output",
     "clip_gradients",
     "clip_scores",
     "clipscore",

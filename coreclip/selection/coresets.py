@@ -46,6 +46,12 @@ class Craig:
     upper_bound: float
 
 
+def _note_of_copies(gamma: np.ndarray) -> dict[str, str]:
+    """Say how many picks equal an earlier one, which then stands for all, so that they weigh nothing."""
+    n_copies = int((gamma == 0).sum())
+    return {"note": f"{n_copies} of the {len(gamma)} chosen pairs equal an earlier one and weigh 0"} if n_copies else {}
+
+
 def craig(
     features: Features,
     k: int,
@@ -109,6 +115,7 @@ def craig(
             "classes": len(np.unique(classes)),
             "classes_from": "clusters" if labels is None else "labels",
             "weights": "gamma * k / n, where gamma counts the pairs that a chosen one stands for",
+            **_note_of_copies(found.gamma),
         },
         seed=seed,
         n=n,

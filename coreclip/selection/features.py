@@ -206,7 +206,7 @@ def _read_datacomp(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     import zipfile
 
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as stream, np.lib.npyio.NpzFile(stream, allow_pickle=False) as file:
             for model in ("l14", "b32"):
                 if f"{model}_img" in file:
                     return file[f"{model}_img"], file.get(f"{model}_txt")

@@ -16,6 +16,27 @@ _FORMAT_VERSION = 1
 _KEY = b"coreclip"
 
 
+def check_output(path: str | Path) -> None:
+    """Refuse to write a subset over something else.
+
+    Raises
+    ------
+    CoreclipError
+        For a path that is there and is no subset.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not Path(path).exists():
+        return
+    try:
+        is_subset = _KEY in (pq.read_schema(path).metadata or {})
+    except (pa.ArrowException, OSError):
+        is_subset = False
+    if not is_subset:
+        raise CoreclipError(f"{path} exists and is no subset; nothing of yours is replaced; name another file")
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Subset:
     """Some pairs of a data set, in order of choice; a prefix of it is a smaller choice by the same method.
@@ -124,10 +145,17 @@ class Subset:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the subset as Parquet, atomically."""
+        """Write the subset as Parquet, atomically.
+
+        Raises
+        ------
+        CoreclipError
+            Where ``path`` is something else than a subset; see :func:`check_output`.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        check_output(path)
         names = ("method", "parameters", "seed", "n", "k", "objective", "upper_bound", "seconds", "fingerprint")
         metadata = {name: getattr(self, name) for name in names}
         metadata |= {"format_version": _FORMAT_VERSION, "version": coreclip.__version__}

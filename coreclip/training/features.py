@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from coreclip.errors import CoreclipError
-from coreclip.files import atomic_path, check_free_disk, lock, sha256_file, write_json
+from coreclip.files import atomic_path, check_free_disk, lock, read_json, sha256_file, write_json
 from coreclip.pipeline import Dataset, make_loader
 from coreclip.progress import Progress
 from coreclip.training.clip_model import ClipModel
 
 FORMAT_VERSION = 1
+_FILES = {"image.npy", "text.npy", "captions.npy", "offsets.npy", "features.json"}
 _PAIRS_PER_CHUNK = 4096
 
 
@@ -78,8 +79,7 @@ def embed(
     clip = ClipModel.load(model, device)
     texts, offsets = dataset.all_captions()
     folder = Path(features)
-    if folder.exists() and not (folder / "features.json").exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CoreclipError(f"{folder} exists and holds no features; a folder of its own is needed; name another one")
+    _check_output(folder, dataset)
     check_free_disk(folder, 2 * clip.dim * (2 * dataset.n + len(texts)))
     with lock(folder), atomic_path(folder) as temporary:
         temporary.mkdir()
@@ -102,6 +102,26 @@ def embed(
         )
     seconds = time.monotonic() - begin
     return EmbedReport(dataset.n, clip.dim, len(texts), seconds, dataset.n / seconds)
+
+
+def _check_output(folder: Path, dataset: Dataset) -> None:
+    """Refuse a folder that holds something else than features of this data set; those are made anew."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if (
+        not folder.is_dir()
+        or not {path.name for path in folder.iterdir()} <= _FILES
+        or not (folder / "features.json").exists()
+    ):
+        raise CoreclipError(
+            f"{folder} exists and holds something else than features; a folder of its own is needed; name another one"
+        )
+    stored = read_json(folder / "features.json", "description of features").get("fingerprint")
+    if stored != dataset.fingerprint:
+        raise CoreclipError(
+            f"{folder} holds features of the data set {str(stored)[:12]}, not of {dataset.fingerprint[:12]} ({dataset.path}); "
+            "name another folder or remove it"
+        )
 
 
 def image_features(
@@ -128,7 +148,7 @@ def image_features(
                 broken = batch.index[~batch.valid].tolist()
                 raise CoreclipError(
                     f"the images of the pairs {broken[:8]} of {dataset.path} can't be decoded; the file has changed since it was "
-                    "converted; verify the data set and convert it again"
+                    "converted; run the same convert command again: it checks every file"
                 )
             yield batch.index.numpy(), clip.encode_image(batch.images)
             progress.advance(len(batch.index))

@@ -40,6 +40,12 @@ def search(
     """
     if not query.strip():
         raise CoreclipError("the query is empty; it must say what to look for, e.g. 'a dog on a beach'")
+    try:
+        query.encode("utf-8")
+    except UnicodeEncodeError:
+        raise CoreclipError(
+            f"the query {query!r} is not UTF-8 text; type it in a terminal that is set to UTF-8"
+        ) from None
     if top < 1:
         raise CoreclipError(f"top = {top} is not allowed: at least 1 image is asked for")
     clip = ClipModel.load(run, device)

@@ -7,6 +7,7 @@ from coreclip.errors import CoreclipError
 
 _LEAST_WARMUP_STEPS = 100
 MOST_WARMUP = 0.2
+_MOST = 1e12
 # Wall time kept back from --minutes for the last checkpoint, the weights and the process's end.
 _RESERVE_SECONDS = 0.5
 _RESERVE_FRACTION = 0.01
@@ -37,9 +38,9 @@ class Budget:
                 f"a run needs exactly one of minutes, samples, epochs; {', '.join(given) or 'none'} given; pass e.g. --minutes 5"
             )
         [(name, value)] = given.items()
-        if not (math.isfinite(value) and value > 0):
+        if not 0 < value <= _MOST:
             raise CoreclipError(
-                f"{name} = {value} is not allowed: a budget is finite and above 0; pass e.g. --minutes 5"
+                f"{name} = {value} is not allowed: a budget is above 0 and at most {_MOST:g}; pass e.g. --minutes 5"
             )
 
     def total_samples(self, per_epoch: int) -> int | None:

@@ -24,6 +24,8 @@ from coreclip.training.watch import NoWatch, Watch
 
 # bf16 must win clearly: a choice that noise could turn would make two equal commands differ.
 _LEAST_BF16_GAIN = 1.1
+LEAST_ROWS = 2  # a contrast needs a second pair
+_MOST_THREADS = 1024
 
 
 @dataclass
@@ -70,6 +72,22 @@ class MeasuredStep:
     loader: Loader
     precision: str
     device: torch.device
+
+
+def no_usable_batch() -> CoreclipError:
+    """Return the error for a pass in which no batch can be trained on."""
+    return CoreclipError(
+        "no batch has two pairs with an image that decodes and a weight above 0, and a contrast needs two; "
+        "look at the subset's weights, or run the same convert command again: it checks every file"
+    )
+
+
+def check_threads(threads: int) -> None:
+    """Refuse a number of threads that torch can't have."""
+    if not 1 <= threads <= _MOST_THREADS:
+        raise CoreclipError(
+            f"threads = {threads} is not allowed: 1 to {_MOST_THREADS}; leave it out for torch's own number"
+        )
 
 
 def training_loader(dataset: Dataset, config: Config, subset: Any, tokenizer: Tokenizer) -> Loader:
@@ -120,20 +138,12 @@ def make_optimiser(model: Clip, config: Config) -> torch.optim.AdamW:
 def to_device(batch: Batch, labels: Tensor | None, device: torch.device, batch_size: int) -> Rows:
     """Drop broken and weightless pairs, so that they take no part in the batch's statistics either, and move the rest.
 
-    Raises
-    ------
-    CoreclipError
-        Where fewer than two pairs are left.
+    Fewer than two rows may be left: then there is nothing to be told from, and no step to take.
     """
     broken: list[int] = batch.index[~batch.valid].tolist()
     keep = (batch.valid & (batch.weight > 0)).nonzero().squeeze(1)
     if len(keep) < len(batch.index):
         batch = replace(batch, **{name: value[keep] for name, value in vars(batch).items()})
-    if len(keep) < 2:
-        raise CoreclipError(
-            f"a batch has {len(keep)} pairs with an image that decodes and a weight above 0; it needs 2 at least; "
-            "verify the data set and look at the subset's weights"
-        )
     return Rows(
         images=batch.images.to(device, non_blocking=True),
         tokens=batch.tokens.to(device, non_blocking=True),
@@ -207,8 +217,7 @@ def make_step(
     """
     target = resolve_device(device)
     if threads is not None:
-        if threads < 1:
-            raise CoreclipError(f"threads = {threads} is not allowed: at least 1; leave it out for torch's own number")
+        check_threads(threads)
         torch.set_num_threads(threads)
     watched = NoWatch() if watch is None else watch
     tokenizer = dataset.tokenizer()
@@ -217,12 +226,17 @@ def make_step(
     optimiser, labels = make_optimiser(model, config), labels_of(dataset)
     # Never written, since no pass ends.
     signals = SignalRecorder(Path("signals"), dataset.n) if config.train.signals else None
-    first = to_device(next(iter(loader)), labels, target, config.data.batch_size)
+    batches = (to_device(batch, labels, target, config.data.batch_size) for batch in loader)
+    first = next((rows for rows in batches if len(rows.index) >= LEAST_ROWS), None)
+    if first is None:
+        raise no_usable_batch()
     precision = decide_precision(model, first, config.train.precision)["precision"]
 
     def step(batch: Batch) -> None:
         with watched.stage("transfer"):
             rows = to_device(batch, labels, target, config.data.batch_size)
+        if len(rows.index) < LEAST_ROWS:
+            return
         with watched.stage("forward"):
             result = forward(model, rows, bf16=precision == "bf16")
             result.loss.item()

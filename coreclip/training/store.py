@@ -42,9 +42,12 @@ def open_run(run: Path, asked: dict[str, Any], config: Config, tokenizer: Tokeni
     """
     if (run / "run.json").exists():
         record = read_record(run)
-        _refuse_other(run, record.get("asked", {}), asked)
-        return record
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        # A run that has not come to its first checkpoint has nothing to lose: it may be asked for something else.
+        if record["finished"] or (run / "checkpoint.pt").exists():
+            _refuse_other(run, record.get("asked", {}), asked)
+        if record.get("asked") == asked:
+            return record
+    elif run.exists() and (not run.is_dir() or any(not _is_first_file(path) for path in run.iterdir())):
         raise CoreclipError(
             f"{run} exists and is no run of coreclip; a run needs a folder of its own; name another one"
         )
@@ -54,6 +57,11 @@ def open_run(run: Path, asked: dict[str, Any], config: Config, tokenizer: Tokeni
     record = {"format_version": FORMAT_VERSION, "asked": asked, "decisions": {}, "finished": False}
     write_json(run / "run.json", record)
     return record
+
+
+def _is_first_file(path: Path) -> bool:
+    """Whether a run writes this before its record; a run that was killed between the two is begun again."""
+    return path.name in ("config.toml", "tokenizer.json") or path.name.startswith(".")
 
 
 def read_record(run: Path) -> dict[str, Any]:
@@ -131,6 +139,8 @@ def load_weights(run: Path, model: Clip) -> None:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CoreclipError(f"{path} is damaged ({error}); train again, or copy the file anew") from None
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        raise CoreclipError(f"{path} holds weights that are not finite; train again with a lower train.lr")
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

@@ -32,10 +32,13 @@ from coreclip.training.model import Clip, build_model
 from coreclip.training.schedule import Budget, learning_rate
 from coreclip.training.signals import SignalRecorder
 from coreclip.training.steps import (
+    LEAST_ROWS,
+    check_threads,
     decide_precision,
     forward,
     labels_of,
     make_optimiser,
+    no_usable_batch,
     pairs_per_pass,
     to_device,
     training_loader,
@@ -139,10 +142,10 @@ def train(
 
         # The run: what is asked for, what is there already.
         model, tokenizer = _first_model(dataset, config, init_from)
+        loader = training_loader(dataset, config, subset, tokenizer)
         record = open_run(run, _asked(dataset, config, budget, subset, init_from), config, tokenizer)
         if record["finished"]:
             return TrainReport(**record["report"])
-        loader = training_loader(dataset, config, subset, tokenizer)
         labels = labels_of(dataset)
         model.to(target_device).train()
         optimiser = make_optimiser(model, config)
@@ -175,6 +178,16 @@ def train(
                 fraction = (place.samples_seen + len(batch.index) / 2) / total
             with watch.stage("transfer"):
                 rows = to_device(batch, labels, target_device, config.data.batch_size)
+            if rows.broken and not place.broken:
+                _report_broken(rows.broken)
+            place.broken += len(rows.broken)
+            if len(rows.index) < LEAST_ROWS:
+                place.skipped += 1
+                if place.skipped >= 2 * len(loader):  # so a whole pass at least
+                    raise no_usable_batch()
+                _end_batch(place, loader, signals)
+                continue
+            place.skipped = 0
             if "precision" not in record["decisions"]:
                 record["decisions"] = decide_precision(model, rows, config.train.precision)
                 write_json(run / "run.json", record)
@@ -194,18 +207,11 @@ def train(
 
             place.step += 1
             place.samples_seen += len(batch.index)
-            place.step_in_pass += 1
-            if rows.broken and not place.broken:
-                _report_broken(rows.broken)
-            place.broken += len(rows.broken)
             losses.append(loss)
             with watch.stage("metrics"):
                 if signals is not None:
                     signals.record(rows.index, result)
-                if place.step_in_pass == len(loader):
-                    place.step_in_pass = 0
-                    if signals is not None:
-                        signals.end_pass()
+                _end_batch(place, loader, signals)
             now = clock.seconds()
             step_seconds = (step_seconds + now - begin) / 2
             finished = place.samples_seen >= total if total is not None else now + step_seconds >= usable_seconds
@@ -241,6 +247,7 @@ def train(
             signals.end_pass()
         place.seconds, place.losses, place.finished = clock.seconds(), list(losses), True
         save_checkpoint(run, _state(place, model, optimiser, loader, signals))
+        _check_weights(model)
         save_weights(run / "model.safetensors", model)
         seconds = clock.seconds()
         report = TrainReport(
@@ -305,8 +312,8 @@ def _indices(subset: Any) -> np.ndarray:
 
 @contextlib.contextmanager
 def _torch_threads(threads: int | None) -> Iterator[None]:
-    if threads is not None and threads < 1:
-        raise CoreclipError(f"threads = {threads} is not allowed: at least 1; leave it out for torch's own number")
+    if threads is not None:
+        check_threads(threads)
     before = torch.get_num_threads()
     torch.set_num_threads(before if threads is None else threads)
     try:
@@ -348,6 +355,15 @@ def _batches(loader: Loader) -> Iterator[Batch]:
         yield from loader
 
 
+def _end_batch(place: "_Place", loader: Loader, signals: SignalRecorder | None) -> None:
+    """Count a batch, and end the pass with its last one."""
+    place.step_in_pass += 1
+    if place.step_in_pass == len(loader):
+        place.step_in_pass = 0
+        if signals is not None:
+            signals.end_pass()
+
+
 def _first_rows(batch: Batch, n: int) -> Batch:
     return replace(batch, **{name: value[:n] for name, value in vars(batch).items()})
 
@@ -356,8 +372,16 @@ def _refuse_loss(loss: float, step: int, index: Tensor) -> None:
     shown = ", ".join(map(str, index[:8].tolist())) + (", ..." if len(index) > 8 else "")
     raise CoreclipError(
         f"the loss is {loss} at step {step} (batch with the indices {shown}); a run needs finite losses; "
-        "lower train.lr, or train with train.precision=fp32"
+        "train into another folder with a lower train.lr, or with train.precision=fp32"
     )
+
+
+def _check_weights(model: Clip) -> None:
+    if not all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values()):
+        raise CoreclipError(
+            "the weights are not finite after the last step; a model needs finite ones; train into another folder with a lower "
+            "train.lr, or with train.precision=fp32"
+        )
 
 
 def _report_broken(indices: list[int]) -> None:
@@ -385,6 +409,7 @@ class _Place:
     samples_seen: int = 0
     step_in_pass: int = 0
     broken: int = 0
+    skipped: int = 0  # batches without a step since the last one with one
     finished: bool = False
     seconds: float = 0.0
     losses: list[float] | tuple[float, ...] = ()

@@ -253,3 +253,43 @@ def test_ctrl_c_ends_training_cleanly_and_the_same_command_goes_on(at, tmp_path)
     process.communicate(timeout=60)
     assert steps == sorted(steps)
     assert min(step for step in steps if step > reached) <= reached + 200
+
+
+def test_select_does_not_overwrite_what_is_no_subset(capsys, at, tmp_path):
+    (tmp_path / "captions.csv").write_text("kept")
+    assert "nothing of yours" in refused(
+        capsys, "select", at / "data", tmp_path / "captions.csv", "--method", "random", "--k", 3
+    )
+    assert (tmp_path / "captions.csv").read_text() == "kept"
+    before = (at / "data" / "pairs.parquet").read_bytes()
+    assert "no subset" in refused(
+        capsys, "select", at / "data", at / "data" / "pairs.parquet", "--method", "random", "--k", 3
+    )
+    assert (at / "data" / "pairs.parquet").read_bytes() == before
+    for _ in range(2):  # a subset may be made anew
+        assert (
+            run_command(["select", str(at / "data"), str(tmp_path / "s.parquet"), "--method", "random", "--k", "3"])
+            == 0
+        )
+
+
+def test_profile_does_not_overwrite_what_is_no_report(capsys, at, tmp_path):
+    (tmp_path / "page.html").write_text("<p>kept</p>")
+    assert "no profile report" in refused(capsys, "profile", at / "data", "--html", tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text() == "<p>kept</p>"
+
+
+def test_class_names_may_be_many_and_must_be_utf8(capsys, flow, tmp_path):
+    (tmp_path / "latin.txt").write_bytes("Mädchen\nJunge\n".encode("latin-1"))
+    assert "UTF-8" in refused(capsys, "convert", flow["tars"][0], tmp_path / "out", "--classes", tmp_path / "latin.txt")
+    names = ",".join(f"class number {i}" for i in range(300))
+    message = refused(capsys, "convert", flow["tars"][0], tmp_path / "out", "--classes", names)
+    assert "too long" not in message
+
+
+def test_the_root_of_the_disk_is_no_output(capsys, flow):
+    assert "root of the disk" in refused(capsys, "convert", flow["tars"][0], "/")
+
+
+def test_a_query_that_is_no_text_is_refused(capsys, at):
+    assert "UTF-8" in refused(capsys, "search", at / "run", at / "heldout", "a\udcff")

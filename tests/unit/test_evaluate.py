@@ -177,7 +177,7 @@ def test_embed_writes_unit_features_in_order(trained, tmp_path):
 def test_embed_refuses_a_folder_of_somebody_else(trained, tmp_path):
     data, run = trained
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(CoreclipError, match="exists and holds no features"):
+    with pytest.raises(CoreclipError, match="something else than features"):
         embed(data, tmp_path, model=run)
 
 

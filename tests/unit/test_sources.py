@@ -400,3 +400,39 @@ def test_a_damaged_parquet_table_is_named(tmp_path):
     (tmp_path / "t.parquet").write_bytes(b"PAR1garbage")
     with pytest.raises(CoreclipError, match=r"t\.parquet can't be read"):
         read(tmp_path)
+
+
+# What a table must not do: give a caption to another picture, or lose rows
+
+
+def write_table(folder: Path, text: str) -> Path:
+    for name in ("dog/1.jpg", "dog/2.jpg", "plain.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+    (folder / "captions.csv").write_text(text)
+    return folder
+
+
+def test_a_missing_file_is_not_replaced_by_one_of_the_same_name_elsewhere(tmp_path):
+    folder = write_table(tmp_path, "image,caption\ncat/1.jpg,a cat\ndog/2.jpg,a dog\n2.jpg,again\n")
+    records, rejects = read(folder)
+    assert {r.key: read_image(r.image) for r in records} == {"dog/2.jpg": b"dog/2.jpg", "2.jpg": b"dog/2.jpg"}
+    assert "no file of this name" in reasons(rejects)["cat/1.jpg"]
+
+
+def test_one_image_under_two_spellings_is_one_pair(tmp_path):
+    records, _ = read(write_table(tmp_path, "image,caption\nplain.jpg,one\n./plain.jpg,two\n"))
+    assert [r.captions for r in records] == [["one", "two"]]
+
+
+@pytest.mark.parametrize(
+    "row", ['plain.jpg,"a cat\ndog/1.jpg,house\n', 'plain.jpg,"tall tree\ndog/2.jpg,"red" house\n']
+)
+def test_a_stray_quote_does_not_swallow_rows(tmp_path, row):
+    with pytest.raises(CoreclipError, match=r"is not well-formed csv.*a quote in it is written twice"):
+        read(write_table(tmp_path, "image,caption\n" + row))
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    with pytest.raises(CoreclipError, match="has two columns 'caption'"):
+        read(write_table(tmp_path, "image,caption,caption\nplain.jpg,one,two\n"))

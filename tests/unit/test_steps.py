@@ -4,12 +4,14 @@ import json
 from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from coreclip.config import Config, DataConfig, ModelConfig, TrainConfig
 from coreclip.errors import CoreclipError
-from coreclip.training import make_step, train
+from coreclip.training import embed, evaluate, make_step, train
 from coreclip.training.loss import contrastive_loss, equal_pairs
 from coreclip.training.steps import to_device
 from tests.helpers import make_dataset
@@ -85,8 +87,61 @@ def test_training_reports_and_counts_the_images_that_do_not_decode(tmp_path, cap
     assert last["broken"] == 4
 
 
-def test_a_batch_without_two_pairs_that_count_is_refused(tmp_path):
+def test_a_batch_without_two_pairs_that_count_is_passed_over(tmp_path):
+    data = make_dataset(tmp_path / "data", 6, images=dict.fromkeys((1, 2), b"no"))
+    small = replace(CONFIG, data=replace(CONFIG.data, batch_size=2))
+    report = train(data, tmp_path / "run", config=small, samples=8)
+    assert report.samples_seen == 8
+    seen = np.isfinite(np.load(tmp_path / "run" / "signals" / "loss.npy")).any(axis=0)
+    assert not seen[[1, 2]].any()
+
+
+def test_a_pass_without_any_batch_to_train_on_is_refused(tmp_path):
     data = make_dataset(tmp_path / "data", 3, images={1: b"no", 2: b"no"})
     small = replace(CONFIG, data=replace(CONFIG.data, batch_size=3))
-    with pytest.raises(CoreclipError, match=r"a batch has 1 pairs with an image that decodes.*needs 2"):
-        train(data, tmp_path / "run", config=small, epochs=1)
+    for run in (lambda: train(data, tmp_path / "run", config=small, epochs=1), lambda: make_step(data, small)):
+        with pytest.raises(
+            CoreclipError, match="no batch has two pairs with an image that decodes and a weight above 0"
+        ):
+            run()
+
+
+def test_a_refused_command_leaves_the_folder_for_the_right_one(tmp_path):
+    data = make_dataset(tmp_path / "data", 12)
+    with pytest.raises(CoreclipError):
+        train(data, tmp_path / "run", config=CONFIG, subset=[0, 99], samples=6)
+    assert train(data, tmp_path / "run", config=CONFIG, subset=[0, 5, 7], samples=6).samples_seen == 6
+
+
+def test_a_run_without_a_checkpoint_may_be_asked_for_something_else(tmp_path):
+    class Stop(Stages):
+        def step(self, n_items):
+            raise ArithmeticError
+
+    data = make_dataset(tmp_path / "data", 12)
+    with pytest.raises(ArithmeticError):
+        train(data, tmp_path / "run", config=CONFIG, samples=24, watch=Stop())
+    assert train(data, tmp_path / "run", config=CONFIG, samples=12).samples_seen == 12
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    data = make_dataset(tmp_path / "data", 12)
+    train(data, tmp_path / "run", config=CONFIG, samples=12)
+    tensors = load_file(tmp_path / "run" / "model.safetensors")
+    tensors["logit_scale"] = np.full_like(tensors["logit_scale"], np.nan)
+    save_file(tensors, tmp_path / "run" / "model.safetensors")
+    with pytest.raises(CoreclipError, match="holds weights that are not finite"):
+        evaluate(tmp_path / "run", data)
+
+
+def test_features_of_another_data_set_and_foreign_files_are_kept(tmp_path):
+    data, other = make_dataset(tmp_path / "data", 12), make_dataset(tmp_path / "other", 9)
+    train(data, tmp_path / "run", config=CONFIG, samples=12)
+    embed(data, tmp_path / "features", model=tmp_path / "run")
+    with pytest.raises(CoreclipError, match=r"holds features of the data set \w+, not of \w+"):
+        embed(other, tmp_path / "features", model=tmp_path / "run")
+    embed(data, tmp_path / "features", model=tmp_path / "run")
+    (tmp_path / "features" / "notes.txt").write_text("mine")
+    with pytest.raises(CoreclipError, match="something else than features"):
+        embed(data, tmp_path / "features", model=tmp_path / "run")
+    assert (tmp_path / "features" / "notes.txt").read_text() == "mine"

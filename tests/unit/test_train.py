@@ -266,7 +266,7 @@ def test_pairs_of_weight_zero_change_nothing(data, tmp_path):
     assert np.isnan(loss[0, 2])
     assert np.isfinite(loss[0, [0, 1, 3, 4]]).all()
     Some.weights = np.array([1.0, 0.0, 0.0, 0.0, 0.0])
-    with pytest.raises(CoreclipError, match="a batch has 1 pairs with an image that decodes and a weight above 0"):
+    with pytest.raises(CoreclipError, match="no batch has two pairs with an image that decodes and a weight above 0"):
         train(data, tmp_path / "other", config=CONFIG, subset=Some, epochs=1)
 
 
