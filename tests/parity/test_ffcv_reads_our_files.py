@@ -136,7 +136,10 @@ def centre(image: np.ndarray, width: int) -> np.ndarray:
 
 @pytest.mark.parametrize("train", [True, False])
 def test_make_ffcv_loader_keeps_the_pairs(dataset: Dataset, train: bool) -> None:
-    loader = make_ffcv_loader(dataset, 0, batch_size=2, image_size=32, train=train, workers=1, seed=3)
+    # FFCV's seed does not reach its crops, so the scale is one of which none fits: the crop is the fallback, the centre.
+    loader = make_ffcv_loader(
+        dataset, 0, batch_size=2, image_size=32, train=train, crop_scale=(0.95, 1.0), workers=1, seed=3
+    )
     keep(loader)
     seen = []
     for images, tokens, index in loader:
@@ -144,7 +147,7 @@ def test_make_ffcv_loader_keeps_the_pairs(dataset: Dataset, train: bool) -> None
         numbers = index.numpy().ravel()
         assert np.array_equal(tokens.numpy(), dataset.stored_tokens(numbers))
         for image, i in zip(images.numpy(), numbers, strict=True):
-            # No crop of 90 % fits into 48 x 32 with FFCV's aspect ratios: it takes the widest one, 4 to 3.
+            # No crop of 95 % fits into 48 x 32 with FFCV's aspect ratios: it takes the widest one, 4 to 3.
             expected = centre(dataset.image(i), 43 if train else 32)
             assert np.abs(image - expected).mean() < 5
         seen += numbers.tolist()
