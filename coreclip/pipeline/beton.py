@@ -89,16 +89,14 @@ def page_size_for(n_bytes: int) -> int:
     return max(MIN_PAGE, 1 << (n_bytes - 1).bit_length())
 
 
-class ShardWriter:
-    """Writes one shard, row by row, with one page in memory; a context manager.
+class ShardLayout:
+    """Where the rows of a shard lie, and the tables that say so; no file is touched.
 
-    Until :meth:`close` has returned, the file has no valid header and every reader refuses it. Leaving the context by
-    an exception removes the file. Equal rows and parameters give equal bytes.
+    Whoever writes the rows' bytes to the places that :meth:`place` returns, then :meth:`tables`, and :meth:`header` last,
+    has written the shard; what is between rows must read as zeros. Equal rows and parameters give equal bytes.
 
     Parameters
     ----------
-    path : path
-        Overwritten.
     captions_per_row : int
         Rows m of a token array.
     context : int
@@ -109,13 +107,153 @@ class ShardWriter:
         Bytes, a power of two of at least 2 MiB, see :func:`page_size_for`.
     max_rows : int
         Rows for which metadata is reserved (48 or 56 bytes each, as a hole in the file where they do not come).
+    name : str
+        Of the shard, for messages.
 
     Attributes
     ----------
     rows : int
-        Added so far.
+        Placed so far.
     stored_bytes : int
-        Image bytes added so far.
+        Image bytes placed so far.
+    page_size, max_rows : int
+    """
+
+    def __init__(
+        self,
+        *,
+        captions_per_row: int,
+        context: int,
+        labels: bool,
+        page_size: int = MIN_PAGE,
+        max_rows: int,
+        name: str = "of a data set",
+    ) -> None:
+        for parameter, value in (
+            ("captions_per_row", captions_per_row), ("context", context), ("max_rows", max_rows),
+        ):  # fmt: skip
+            if value < 1:
+                raise CoreclipError(f"{parameter} = {value} of shard {name} is not allowed: it must be at least 1")
+        if not _is_page_size(page_size):
+            raise CoreclipError(
+                f"page_size = {page_size} of shard {name} is not allowed: a power of two, {MIN_PAGE} to {MAX_PAGE} bytes"
+            )
+        self.rows = 0
+        self.stored_bytes = 0
+        self.page_size, self.max_rows = page_size, max_rows
+        self._name = name
+        self._token_shape = (captions_per_row, context)
+        self._token_bytes = captions_per_row * context * _TOKEN.itemsize
+        self._labels = labels
+        self._metadata = np.zeros(max_rows, _metadata_type(labels))
+        self._image_sizes = np.zeros(max_rows, np.uint64)
+        data_start = _metadata_start(labels) + self._metadata.nbytes
+        self._end = -(-data_start // page_size) * page_size
+
+    def place(
+        self,
+        mode: Literal["jpg", "raw"],
+        width: int,
+        height: int,
+        n_caption_bytes: int,
+        n_image_bytes: int,
+        index: int,
+        label: int | None = None,
+    ) -> int:
+        """Give the next row its place.
+
+        Parameters
+        ----------
+        mode, width, height, index, label
+            As in :meth:`ShardWriter.add`.
+        n_caption_bytes, n_image_bytes : int
+            Of :func:`encode_captions` and of the stored image.
+
+        Returns
+        -------
+        int
+            Address at which the row's tokens, captions and image lie side by side (:func:`row_bytes`).
+
+        Raises
+        ------
+        CoreclipError
+            For a value against the rules or a row larger than a page; the layout is then as it was before.
+        """
+        n_bytes = self._token_bytes + n_caption_bytes + n_image_bytes
+        self._check_row(mode, width, height, n_image_bytes, index, label, n_bytes)
+        start = -(-self._end // 8) * 8
+        if start // self.page_size != (start + n_bytes - 1) // self.page_size:
+            start = -(-start // self.page_size) * self.page_size
+        text = start + self._token_bytes
+        image = text + n_caption_bytes
+        self._end = image + n_image_bytes
+        self._metadata[self.rows] = (
+            (MODES.index(mode), width, height, image),
+            (text, n_caption_bytes),
+            start,
+            index,
+            *(() if label is None else (label,)),
+        )
+        self._image_sizes[self.rows] = n_image_bytes
+        self.rows += 1
+        self.stored_bytes += n_image_bytes
+        return start
+
+    def tables(self) -> list[tuple[int, bytes]]:
+        """Return (address, bytes) of all that is neither a row nor the header; the last one ends the file."""
+        metadata = _descriptors(self._labels, self._token_shape).tobytes() + self._metadata[: self.rows].tobytes()
+        return [(_HEADER.itemsize, metadata), (self._table_address, self._allocation_table().tobytes())]
+
+    def header(self) -> bytes:
+        """Return the first bytes of the file; without them every reader refuses it."""
+        n_fields = len(field_names(self._labels))
+        header = np.array([(_VERSION, n_fields, self.page_size, self.rows, self._table_address)], _HEADER)
+        return header.tobytes()
+
+    @property
+    def _table_address(self) -> int:
+        return -(-self._end // self.page_size) * self.page_size
+
+    def _check_row(
+        self, mode: str, width: int, height: int, n_image_bytes: int, index: int, label: int | None, n_bytes: int
+    ) -> None:
+        rules = (
+            (self.rows < self.max_rows, f"is full with {self.rows} rows", "max_rows must cover them all"),
+            (mode in MODES, f"has the image mode {mode!r}", f"it must be one of {', '.join(MODES)}"),
+            (n_image_bytes > 0, "has an image of 0 bytes", "FFCV loses the next field then; leave the pair out"),
+            (1 <= width < 1 << 16 and 1 <= height < 1 << 16, f"has {width} x {height} pixels", "1 to 65535 a side fit"),
+            (mode != "raw" or n_image_bytes == width * height * 3, f"has {n_image_bytes} raw bytes", "it must be h * w * 3"),
+            (0 <= index < 1 << 63, f"has the index {index}", "it must be 0 to 2**63 - 1"),
+            ((label is not None) == self._labels, f"has the label {label}", "all rows have a label or none has"),
+            (n_bytes <= self.page_size, f"needs {n_bytes} bytes", f"the page has {self.page_size}; choose a larger one"),
+        )  # fmt: skip
+        for holds, what, rule in rules:
+            if not holds:
+                raise CoreclipError(f"row {self.rows} of shard {self._name} {what}: {rule}")
+
+    def _allocation_table(self) -> np.ndarray:
+        rows = self._metadata[: self.rows]
+        table = np.zeros((self.rows, _ALLOCATIONS_PER_ROW), _ALLOCATION)
+        table["sample_id"] = np.arange(self.rows)[:, None]
+        table["ptr"] = np.stack([rows["tokens"], rows["captions"]["ptr"], rows["image"]["ptr"]], axis=1)
+        table["size"][:, 0] = self._token_bytes
+        table["size"][:, 1] = rows["captions"]["size"]
+        table["size"][:, 2] = self._image_sizes[: self.rows]
+        return table
+
+
+class ShardWriter:
+    """Writes one shard, row by row; a context manager.
+
+    Until :meth:`close` has returned, the file has no valid header and every reader refuses it. Leaving the context by
+    an exception removes the file. Equal rows and parameters give equal bytes.
+
+    Parameters
+    ----------
+    path : path
+        Overwritten.
+    captions_per_row, context, labels, page_size, max_rows
+        As in :class:`ShardLayout`.
     """
 
     def __init__(
@@ -129,25 +267,22 @@ class ShardWriter:
         max_rows: int,
     ) -> None:
         self.path = Path(path)
-        for name, value in (("captions_per_row", captions_per_row), ("context", context), ("max_rows", max_rows)):
-            if value < 1:
-                raise CoreclipError(f"{name} = {value} of shard {self.path} is not allowed: it must be at least 1")
-        if not _is_page_size(page_size):
-            raise CoreclipError(
-                f"page_size = {page_size} of shard {self.path} is not allowed: a power of two, {MIN_PAGE} to {MAX_PAGE} bytes"
-            )
-        self.rows = 0
-        self.stored_bytes = 0
+        self._layout = ShardLayout(
+            captions_per_row=captions_per_row, context=context, labels=labels, page_size=page_size, max_rows=max_rows,
+            name=str(self.path),
+        )  # fmt: skip
         self._token_shape = (captions_per_row, context)
-        self._labels = labels
-        self._page_size = page_size
-        self._metadata = np.zeros(max_rows, _metadata_type(labels))
-        self._image_sizes = np.zeros(max_rows, np.uint64)
-        self._page = bytearray(page_size)
-        self._page_used = 0
-        data_start = _metadata_start(labels) + self._metadata.nbytes
-        self._page_start = -(-data_start // page_size) * page_size
         self._file: BinaryIO | None = open(self.path, "wb")  # noqa: SIM115 - closed by close() and abort()
+
+    @property
+    def rows(self) -> int:
+        """Rows added so far."""
+        return self._layout.rows
+
+    @property
+    def stored_bytes(self) -> int:
+        """Image bytes added so far."""
+        return self._layout.stored_bytes
 
     def __enter__(self) -> Self:
         return self
@@ -193,29 +328,24 @@ class ShardWriter:
         CoreclipError
             For a value against these rules or a row larger than a page; the shard is then as it was before.
         """
-        text = encode_captions(captions)
-        n_bytes = tokens.nbytes + len(text) + len(image)
-        self._check_row(image, mode, width, height, captions, tokens, index, label, n_bytes)
-        start = -(-self._page_used // 8) * 8
-        if start + n_bytes > self._page_size:
-            self._write_page()
-            start = 0
-        text_start = start + tokens.nbytes
-        image_start = text_start + len(text)
-        self._page_used = image_start + len(image)
-        self._page[start : self._page_used] = tokens.astype(_TOKEN).tobytes() + text + image
-        base = self._page_start
-        row = (
-            (MODES.index(mode), width, height, base + image_start),
-            (base + text_start, len(text)),
-            base + start,
-            index,
-            *(() if label is None else (label,)),
+        rules = (
+            (self._file is not None, "is written to after close", "a closed shard takes no row"),
+            (len(captions) > 0, "has no caption", "a pair has at least one; leave it out"),
+            (tokens.dtype == np.uint16, f"has tokens of type {tokens.dtype}", "they must be uint16"),
+            (
+                tokens.shape == self._token_shape,
+                f"has tokens of shape {tokens.shape}",
+                f"it must be {self._token_shape}",
+            ),
         )
-        self._metadata[self.rows] = row
-        self._image_sizes[self.rows] = len(image)
-        self.rows += 1
-        self.stored_bytes += len(image)
+        for holds, what, rule in rules:
+            if not holds:
+                raise CoreclipError(f"row {self.rows} of shard {self.path} {what}: {rule}")
+        assert self._file is not None
+        text = encode_captions(captions)
+        address = self._layout.place(mode, width, height, len(text), len(image), index, label)
+        self._file.seek(address)
+        self._file.write(row_bytes(tokens, text, image))
 
     def close(self) -> None:
         """Write the tables and, last, the header; each is on the disk when this returns. A second call does nothing.
@@ -232,18 +362,8 @@ class ShardWriter:
             raise CoreclipError(
                 f"shard {self.path} would be empty: a shard holds at least one row; add one or do not write it"
             )
-        self._write_page()
-        self._file.seek(_HEADER.itemsize)
-        self._file.write(_descriptors(self._labels, self._token_shape).tobytes())
-        self._file.write(self._metadata[: self.rows].tobytes())
-        self._file.seek(self._page_start)
-        self._file.write(self._allocation_table().tobytes())
-        self._sync()
-        n_fields = len(field_names(self._labels))
-        header = np.array([(_VERSION, n_fields, self._page_size, self.rows, self._page_start)], _HEADER)
-        self._file.seek(0)
-        self._file.write(header.tobytes())
-        self._sync()
+        self._file.flush()
+        finish_shard(self._file.fileno(), self._layout)
         self._file.close()
         self._file = None
 
@@ -254,67 +374,27 @@ class ShardWriter:
             self._file = None
             self.path.unlink(missing_ok=True)
 
-    def _check_row(
-        self,
-        image: bytes,
-        mode: str,
-        width: int,
-        height: int,
-        captions: Sequence[str],
-        tokens: np.ndarray,
-        index: int,
-        label: int | None,
-        n_bytes: int,
-    ) -> None:
-        rules = (
-            (self._file is not None, "is written to after close", "a closed shard takes no row"),
-            (self.rows < len(self._metadata), f"is full with {self.rows} rows", "max_rows must cover them all"),
-            (mode in MODES, f"has the image mode {mode!r}", f"it must be one of {', '.join(MODES)}"),
-            (len(image) > 0, "has an image of 0 bytes", "FFCV loses the next field then; leave the pair out"),
-            (1 <= width < 1 << 16 and 1 <= height < 1 << 16, f"has {width} x {height} pixels", "1 to 65535 a side fit"),
-            (mode != "raw" or len(image) == width * height * 3, f"has {len(image)} raw bytes", "it must be h * w * 3"),
-            (len(captions) > 0, "has no caption", "a pair has at least one; leave it out"),
-            (tokens.dtype == np.uint16, f"has tokens of type {tokens.dtype}", "they must be uint16"),
-            (
-                tokens.shape == self._token_shape,
-                f"has tokens of shape {tokens.shape}",
-                f"it must be {self._token_shape}",
-            ),
-            (0 <= index < 1 << 63, f"has the index {index}", "it must be 0 to 2**63 - 1"),
-            ((label is not None) == self._labels, f"has the label {label}", "all rows have a label or none has"),
-            (
-                n_bytes <= self._page_size,
-                f"needs {n_bytes} bytes",
-                f"the page has {self._page_size}; choose a larger one",
-            ),
-        )
-        for holds, what, rule in rules:
-            if not holds:
-                raise CoreclipError(f"row {self.rows} of shard {self.path} {what}: {rule}")
 
-    def _write_page(self) -> None:
-        assert self._file is not None
-        if self._page_used:
-            self._file.seek(self._page_start)
-            self._file.write(self._page)
-            self._page_start += self._page_size
-            self._page_used = 0
-            self._page[:] = bytes(self._page_size)
+def row_bytes(tokens: np.ndarray, captions: bytes, image: bytes) -> bytes:
+    """Return a row as it lies in its page: tokens (uint16), captions (see :func:`encode_captions`), image."""
+    return tokens.astype(_TOKEN, copy=False).tobytes() + captions + image
 
-    def _allocation_table(self) -> np.ndarray:
-        rows = self._metadata[: self.rows]
-        table = np.zeros((self.rows, _ALLOCATIONS_PER_ROW), _ALLOCATION)
-        table["sample_id"] = np.arange(self.rows)[:, None]
-        table["ptr"] = np.stack([rows["tokens"], rows["captions"]["ptr"], rows["image"]["ptr"]], axis=1)
-        table["size"][:, 0] = self._token_shape[0] * self._token_shape[1] * _TOKEN.itemsize
-        table["size"][:, 1] = rows["captions"]["size"]
-        table["size"][:, 2] = self._image_sizes[: self.rows]
-        return table
 
-    def _sync(self) -> None:
-        assert self._file is not None
-        self._file.flush()
-        os.fsync(self._file.fileno())
+def finish_shard(descriptor: int, layout: ShardLayout) -> None:
+    """Write a shard's tables and, last, its header behind its rows; each is on the disk when this returns."""
+    for address, content in layout.tables():
+        write_at(descriptor, content, address)
+    os.fsync(descriptor)
+    write_at(descriptor, layout.header(), 0)
+    os.fsync(descriptor)
+
+
+def write_at(descriptor: int, content: bytes, address: int) -> None:
+    """Write all of ``content`` at one place of a file."""
+    view = memoryview(content)
+    while view:
+        written = os.pwrite(descriptor, view, address)
+        view, address = view[written:], address + written
 
 
 @dataclass(eq=False)

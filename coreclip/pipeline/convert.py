@@ -7,6 +7,7 @@ on the number of workers nor on how often the conversion was stopped. Left out: 
 import contextlib
 import errno
 import hashlib
+import itertools
 import os
 import string
 import sys
@@ -18,20 +19,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import coreclip
 from coreclip.errors import CoreclipError
 from coreclip.files import check_free_disk, lock, publish, read_json, remove, sha256_file, write_json
 from coreclip.pipeline.beton import field_names
 from coreclip.pipeline.dataset import FORMAT_VERSION
 from coreclip.pipeline.journal import ShardEntry
-from coreclip.pipeline.ledger import count_reasons, merge, pairs_schema, rejects_schema, write_rejects
-from coreclip.pipeline.manifest import ManifestWriter, Plan, read_captions, read_manifest
-from coreclip.pipeline.preparing import ImageOptions, Outcome, prepare_images
-from coreclip.pipeline.records import Record, Reject, Source
+from coreclip.pipeline.ledger import count_reasons, merge, pairs_schema, rejects_schema
+from coreclip.pipeline.manifest import Plan, cut_ranges, read_captions, read_manifest
+from coreclip.pipeline.preparing import ImageOptions, TextOptions, prepare_chunk, write_chunk
+from coreclip.pipeline.records import Record, Source
+from coreclip.pipeline.scanning import scan_part
 from coreclip.pipeline.shards import ShardSequence, Staging
-from coreclip.pipeline.sources import find_sources, scan
+from coreclip.pipeline.sources import find_sources
 from coreclip.pipeline.tokenizer import Tokenizer, check_vocab_size
 from coreclip.pipeline.workers import WorkerPool
 from coreclip.progress import Progress
@@ -39,6 +39,7 @@ from coreclip.progress import Progress
 _CHUNK_ROWS, _CHUNK_BYTES = 32, 16 << 20
 _CHUNKS_PER_WORKER = 3  # under way at once: one at work, two waiting
 _SMALLEST_SHARD = 1 << 16
+_MOST_ROWS = 1 << 17  # of a shard
 
 PathLike = str | os.PathLike[str]
 
@@ -330,9 +331,10 @@ def _explained_full_disk(target: Path) -> Iterator[None]:
 def _convert(job: _Job) -> None:
     staging = Staging(job.target.with_name(f".{job.target.name}.partial"))
     if not _is_finished(staging, job.request):
-        plan = _plan(staging, job)
-        tokenizer = Tokenizer.load(staging.path / "tokenizer.json")
-        shards = _write_shards(staging, plan, tokenizer, job)
+        with WorkerPool(job.workers) as pool:
+            plan = _plan(staging, job, pool)
+            tokenizer = Tokenizer.load(staging.path / "tokenizer.json")
+            shards = _write_shards(staging, plan, job, pool)
         _finish(staging, shards, plan, tokenizer, job)
     remove(staging.work)
     publish(staging.path, job.target)
@@ -344,7 +346,7 @@ def _is_finished(staging: Staging, request: dict[str, Any]) -> bool:
     return description.is_file() and read_json(description, "data set description")["convert"] == request
 
 
-def _plan(staging: Staging, job: _Job) -> Plan:
+def _plan(staging: Staging, job: _Job, pool: WorkerPool) -> Plan:
     """Return what the scan finds, or has found if a run before this one with the same request got so far."""
     request_file, plan_file = staging.work / "request.json", staging.work / "plan.json"
     if (
@@ -356,10 +358,9 @@ def _plan(staging: Staging, job: _Job) -> Plan:
     remove(staging.path)
     staging.work.mkdir(parents=True)
     write_json(request_file, job.request)
-    plan, rejects = _scan(staging, job)
-    write_rejects(staging.work / "rejects-scan.parquet", rejects)
+    plan = _scan(staging, job, pool)
     if plan.rows == 0:
-        _give_up(staging, job)
+        _give_up(staging, _scan_rejects(staging, plan), job)
     if job.class_names is not None and not plan.labels:
         remove(staging.path)
         raise CoreclipError(
@@ -372,96 +373,120 @@ def _plan(staging: Staging, job: _Job) -> Plan:
         f"plan: {plan.rows:,} pairs with {plan.captions:,} captions, about {needed >> 20:,} MiB, {job.workers} workers",
         file=sys.stderr,
     )
-    tokenizer = job.tokenizer or Tokenizer.train(read_captions(staging.work / "manifest.parquet"), job.vocab_size)
+    tokenizer = job.tokenizer or Tokenizer.train(read_captions(_manifest(staging, plan)), job.vocab_size)
     tokenizer.save(staging.path / "tokenizer.json")
     write_json(plan_file, asdict(plan))
     return plan
 
 
-def _scan(staging: Staging, job: _Job) -> tuple[Plan, list[Reject]]:
-    rejects = []
-    with (
-        ManifestWriter(staging.work / "manifest.parquet") as manifest,
-        Progress(None, "scanning", "samples") as progress,
-    ):
-        for source in job.sources:
-            for item in scan(source, job.class_names, job.template):
-                if isinstance(item, Reject):
-                    rejects.append(item)
-                else:
-                    manifest.add(item)
-                progress.advance()
-    return manifest.plan, rejects
+def _scan(staging: Staging, job: _Job, pool: WorkerPool) -> Plan:
+    """List all candidates in the parts of a manifest, one for each part of a source; parts are scanned side by side."""
+    plan = Plan()
+    arguments = [
+        (source, job.class_names, job.template, staging.part("manifest", i), staging.part("rejects-scan", i))
+        for i, source in enumerate(job.sources)
+    ]
+    with Progress(None, "scanning", "samples") as progress:
+        if len(arguments) == 1:
+            plan.join(scan_part(*arguments[0], progress=progress))
+        else:
+            for part in [pool.submit(scan_part, *part) for part in arguments]:
+                plan.join(part.result())
+                progress.advance(plan.part_rows[-1])
+    return plan
 
 
-def _write_shards(staging: Staging, plan: Plan, tokenizer: Tokenizer, job: _Job) -> list[ShardEntry]:
-    """Prepare and store every candidate that no whole shard of an earlier run covers."""
-    with (
-        ShardSequence(staging, plan, context=job.context, shard_bytes=job.shard_bytes) as shards,
-        Progress(plan.rows, "converting", "pairs") as progress,
-        WorkerPool(job.workers) as pool,
-    ):
+def _manifest(staging: Staging, plan: Plan) -> list[Path]:
+    return [staging.part("manifest", i) for i in range(len(plan.part_rows))]
+
+
+def _scan_rejects(staging: Staging, plan: Plan) -> list[Path]:
+    return [staging.part("rejects-scan", i) for i in range(len(plan.part_rows))]
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Some records of one range; ``rows_left`` counts the range's rows from the first of them on."""
+
+    number: int
+    records: list[Record]
+    range: int
+    rows_left: int
+
+    @property
+    def ends_range(self) -> bool:
+        return self.rows_left == len(self.records)
+
+
+def _write_shards(staging: Staging, plan: Plan, job: _Job, pool: WorkerPool) -> ShardSequence:
+    """Prepare and store every candidate that no journal entry of an earlier run covers."""
+    text = TextOptions(
+        tokenizer=str(staging.path / "tokenizer.json"), captions_per_row=plan.captions_per_row, context=job.context
+    )
+    shards = ShardSequence(staging, plan, context=job.context, shard_bytes=job.shard_bytes)
+    under_way: deque[tuple[_Chunk, int, Future[Any]]] = deque()
+    journaled: dict[int, Future[None]] = {}
+
+    with shards, Progress(plan.rows, "converting", "pairs") as progress:
         progress.advance(shards.next_row)
-        records = read_manifest(staging.work / "manifest.parquet", shards.next_row)
-        for chunk, outcomes in _prepared(pool, records, job):
-            tokens = _tokenise(tokenizer, chunk, plan.captions_per_row, job.context)
-            for record, outcome, row_tokens in zip(chunk, outcomes, tokens, strict=True):
-                shards.add(record, outcome, row_tokens)
-            progress.advance(len(chunk))
-    write_rejects(staging.work / "rejects-rest.parquet", shards.rejects)
-    if not shards.entries:
-        _give_up(staging, job)
-    return shards.entries
+
+        def take_first() -> None:
+            chunk, worker, outcomes = under_way.popleft()
+            shards.add(
+                chunk.records, outcomes.result(), chunk.rows_left,
+                lambda placements: pool.submit(write_chunk, chunk.number, placements, worker=worker),
+            )  # fmt: skip
+            if chunk.ends_range:
+                journaled[chunk.range] = shards.end_range()
+            progress.advance(len(chunk.records))
+
+        for chunk in _chunks(_manifest(staging, plan), plan.part_rows, shards.next_row, job.shard_bytes):
+            # A conversion that is killed has at most one range for each worker to do again.
+            oldest = chunk.range - job.workers
+            while under_way and (len(under_way) == _CHUNKS_PER_WORKER * job.workers or under_way[0][0].range <= oldest):
+                take_first()
+            if oldest in journaled:
+                journaled.pop(oldest).result()
+            worker = chunk.number % job.workers
+            outcomes = pool.submit(prepare_chunk, chunk.number, chunk.records, job.images, text, worker=worker)
+            under_way.append((chunk, worker, outcomes))
+        while under_way:
+            take_first()
+    if not shards.whole_shards():
+        _give_up(staging, [*_scan_rejects(staging, plan), *_parts(staging, "rejects", shards)], job)
+    return shards
 
 
-def _prepared(pool: WorkerPool, records: Iterator[Record], job: _Job) -> Iterator[tuple[list[Record], list[Outcome]]]:
-    """Yield chunks with their outcomes in order, while a bounded number of later chunks is under way."""
-    under_way: deque[tuple[list[Record], Future[Any]]] = deque()
-    for chunk in _chunks(records):
-        under_way.append((chunk, pool.submit(prepare_images, [record.image for record in chunk], job.images)))
-        if len(under_way) == _CHUNKS_PER_WORKER * job.workers:
-            first, future = under_way.popleft()
-            yield first, future.result()
-    for first, future in under_way:
-        yield first, future.result()
+def _chunks(manifest: list[Path], part_rows: list[int], first: int, shard_bytes: int) -> Iterator[_Chunk]:
+    """Cut the manifest's rows from ``first`` on into chunks; none reaches over the end of a range."""
+    records = read_manifest(manifest, part_rows, first)
+    row, numbers = first, itertools.count()
+    for range_number, end in enumerate(cut_ranges(manifest, shard_bytes, _MOST_ROWS)):
+        chunk: list[Record] = []
+        n_bytes = 0
+        for record in itertools.islice(records, max(0, end - row)):
+            if chunk and (len(chunk) == _CHUNK_ROWS or n_bytes + record.image.size > _CHUNK_BYTES):
+                yield _Chunk(next(numbers), chunk, range_number, end - row)
+                row += len(chunk)
+                chunk, n_bytes = [], 0
+            chunk.append(record)
+            n_bytes += record.image.size
+        if chunk:
+            yield _Chunk(next(numbers), chunk, range_number, end - row)
+            row += len(chunk)
 
 
-def _chunks(records: Iterator[Record]) -> Iterator[list[Record]]:
-    chunk: list[Record] = []
-    n_bytes = 0
-    for record in records:
-        if chunk and (len(chunk) == _CHUNK_ROWS or n_bytes + record.image.size > _CHUNK_BYTES):
-            yield chunk
-            chunk, n_bytes = [], 0
-        chunk.append(record)
-        n_bytes += record.image.size
-    if chunk:
-        yield chunk
+def _parts(staging: Staging, table: str, shards: ShardSequence) -> list[Path]:
+    return [staging.part(table, i) for i in range(shards.n_entries)]
 
 
-def _tokenise(tokenizer: Tokenizer, records: list[Record], captions_per_row: int, context: int) -> np.ndarray:
-    """Return the stored tokens as uint16 (len(records), captions_per_row, context), zeros where a caption is missing."""
-    stored = np.zeros((len(records), captions_per_row, context), dtype=np.uint16)
-    counts = [min(len(record.captions), captions_per_row) for record in records]
-    texts = [text for record, count in zip(records, counts, strict=True) for text in record.captions[:count]]
-    has_caption = np.arange(captions_per_row) < np.array(counts)[:, None]
-    stored[has_caption] = tokenizer.encode(texts, context)
-    return stored
-
-
-def _finish(staging: Staging, shards: list[ShardEntry], plan: Plan, tokenizer: Tokenizer, job: _Job) -> None:
+def _finish(staging: Staging, shards: ShardSequence, plan: Plan, tokenizer: Tokenizer, job: _Job) -> None:
     """Write the data set's tables, and its description last: with it the data set is whole."""
     pairs, rejects = staging.path / "pairs.parquet", staging.path / "rejects.parquet"
-    numbers = range(len(shards))
-    merge((staging.part("pairs", i) for i in numbers), pairs, pairs_schema(plan.labels, plan.columns))
-    merge(_reject_parts(staging, len(shards)), rejects, rejects_schema())
-    write_json(staging.path / "dataset.json", _describe(shards, pairs, rejects, plan, tokenizer, job))
-
-
-def _reject_parts(staging: Staging, n_shards: int) -> list[Path]:
-    work = staging.work
-    parts = [work / "rejects-scan.parquet", *(staging.part("rejects", i) for i in range(n_shards))]
-    return [*parts, work / "rejects-rest.parquet"]
+    merge(_parts(staging, "pairs", shards), pairs, pairs_schema(plan.labels, plan.columns))
+    merge([*_scan_rejects(staging, plan), *_parts(staging, "rejects", shards)], rejects, rejects_schema())
+    description = _describe(shards.whole_shards(), pairs, rejects, plan, tokenizer, job)
+    write_json(staging.path / "dataset.json", description)
 
 
 def _describe(
@@ -490,11 +515,11 @@ def _describe(
     }
 
 
-def _give_up(staging: Staging, job: _Job) -> None:
+def _give_up(staging: Staging, rejects: list[Path], job: _Job) -> None:
     """Say why there is no pair at all, and leave nothing."""
     reasons: dict[str, int] = {}
-    for part in _reject_parts(staging, 0):
-        for reason, count in count_reasons(part).items() if part.is_file() else ():
+    for part in rejects:
+        for reason, count in count_reasons(part).items():
             reasons[reason] = reasons.get(reason, 0) + count
     remove(staging.path)
     names = ", ".join(identity["path"] for identity in job.request["sources"][:3])

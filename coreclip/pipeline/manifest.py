@@ -1,11 +1,13 @@
-"""The list of candidate pairs of a conversion: written once by the scan, read row by row by the second pass."""
+"""The list of candidate pairs of a conversion: written once by the scan, in parts, and read row by row by the second pass."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
 
 from coreclip.pipeline.records import ImageReference, Record
 
@@ -38,6 +40,8 @@ class Plan:
         Of the source images.
     bytes_to_store : int
         Image bytes if none is stored anew at another size.
+    part_rows : list of int
+        Candidates of each part of the manifest.
     """
 
     rows: int = 0
@@ -47,6 +51,7 @@ class Plan:
     columns: dict[str, str] = field(default_factory=dict)
     bytes_in: int = 0
     bytes_to_store: int = 0
+    part_rows: list[int] = field(default_factory=list)
 
     def count(self, record: Record) -> None:
         """Take in one candidate."""
@@ -55,11 +60,35 @@ class Plan:
         self.captions_per_row = max(self.captions_per_row, min(len(record.captions), MAX_CAPTIONS_PER_ROW))
         self.labels |= record.label is not None
         self.bytes_in += record.image.size
-        pixels = record.image.height * record.image.width
-        self.bytes_to_store += 3 * pixels if 0 < pixels <= _RAW_PIXELS else record.image.size
+        self.bytes_to_store += int(bytes_to_store(record.image.size, record.image.height, record.image.width))
         for name, value in record.columns.items():
-            if value is not None and (name in self.columns or len(self.columns) < _MAX_COLUMNS):
-                self.columns[name] = _wider(self.columns.get(name), _type_name(value))
+            if value is not None:
+                self._add_column(name, _type_name(value))
+
+    def join(self, part: "Plan") -> None:
+        """Take in the plan of the following part of the sources."""
+        self.part_rows.append(part.rows)
+        self.rows += part.rows
+        self.captions += part.captions
+        self.captions_per_row = max(self.captions_per_row, part.captions_per_row)
+        self.labels |= part.labels
+        self.bytes_in += part.bytes_in
+        self.bytes_to_store += part.bytes_to_store
+        for name, type_name in part.columns.items():
+            self._add_column(name, type_name)
+
+    def _add_column(self, name: str, type_name: str) -> None:
+        if name in self.columns or len(self.columns) < _MAX_COLUMNS:
+            self.columns[name] = _wider(self.columns.get(name), type_name)
+
+
+def bytes_to_store(size: Any, height: Any, width: Any) -> Any:
+    """Return the stored bytes of images (int or int64 (n,)) of so many source bytes, before any is looked at.
+
+    Height and width are those of unencoded pixels, else 0.
+    """
+    pixels = height * width
+    return np.where((pixels > 0) & (pixels <= _RAW_PIXELS), 3 * pixels, size)[()]
 
 
 class ManifestWriter:
@@ -97,11 +126,18 @@ class ManifestWriter:
         self._rows.clear()
 
 
-def read_manifest(path: Path, first: int = 0) -> Iterator[Record]:
-    """Yield the records from row ``first`` on."""
+def read_manifest(parts: Sequence[Path], part_rows: Sequence[int], first: int = 0) -> Iterator[Record]:
+    """Yield the records of all parts, of so many rows each, from row ``first`` on."""
+    for part, rows in zip(parts, part_rows, strict=True):
+        if first < rows:
+            yield from _read_part(part, first)
+        first = max(0, first - rows)
+
+
+def _read_part(part: Path, first: int) -> Iterator[Record]:
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(part) as file:
         for group in range(first // _ROW_GROUP, file.num_row_groups):
             table = file.read_row_group(group)
             for batch in table.slice(max(0, first - group * _ROW_GROUP)).to_batches(max_chunksize=512):
@@ -111,13 +147,37 @@ def read_manifest(path: Path, first: int = 0) -> Iterator[Record]:
                     )
 
 
-def read_captions(path: Path) -> Iterator[str]:
+def cut_ranges(parts: Sequence[Path], shard_bytes: int, most_rows: int) -> Iterator[int]:
+    """Cut the manifest's rows into ranges of about ``shard_bytes`` of images and at most ``most_rows``; yield their ends."""
+    row = n_rows = n_bytes = 0
+    for sizes in _read_sizes(parts):
+        for size in sizes.tolist():
+            if n_rows and (n_bytes + size > shard_bytes or n_rows == most_rows):
+                yield row
+                n_rows = n_bytes = 0
+            row, n_rows, n_bytes = row + 1, n_rows + 1, n_bytes + size
+    if n_rows:
+        yield row
+
+
+def _read_sizes(parts: Sequence[Path]) -> Iterator[np.ndarray]:
+    import pyarrow.parquet as pq
+
+    for part in parts:
+        with pq.ParquetFile(part) as file:
+            for batch in file.iter_batches(columns=["image.size", "image.height", "image.width"]):
+                image = batch.column(0)
+                yield bytes_to_store(*(image.field(name).to_numpy() for name in ("size", "height", "width")))
+
+
+def read_captions(parts: Sequence[Path]) -> Iterator[str]:
     """Yield every caption in order."""
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=4096, columns=["captions"]):
-            yield from batch.column(0).flatten().to_pylist()
+    for part in parts:
+        with pq.ParquetFile(part) as file:
+            for batch in file.iter_batches(batch_size=4096, columns=["captions"]):
+                yield from batch.column(0).flatten().to_pylist()
 
 
 def _schema() -> "pa.Schema":
