@@ -18,7 +18,7 @@ import json
 import mmap
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +30,7 @@ from coreclip.errors import CoreclipError
 
 MIN_PAGE = 1 << 21
 MAX_PAGE = 1 << 31
+TOKEN_BYTES = 2
 MODES = ("jpg", "raw")  # a mode's place is its code in the file
 
 _VERSION = 2
@@ -87,6 +88,42 @@ def page_size_for(n_bytes: int) -> int:
             f"a row of {n_bytes} bytes is too large: a row must fit in one page of at most {MAX_PAGE} bytes; shrink the image"
         )
     return max(MIN_PAGE, 1 << (n_bytes - 1).bit_length())
+
+
+@dataclass(frozen=True, slots=True)
+class RowFacts:
+    """What a shard's tables say of some rows, beside their addresses.
+
+    Attributes
+    ----------
+    mode : uint8 (b,)
+        Places in :data:`MODES`.
+    width, height : int64 (b,)
+        Pixels, 1 to 65535; a JPEG's own, before any rotation that its EXIF data ask for.
+    n_caption_bytes, n_image_bytes : int64 (b,)
+        Of :func:`encode_captions` and of the stored image.
+    index : int64 (b,)
+        The pairs' places in the whole data set.
+    label : int64 (b,) or None
+    """
+
+    mode: np.ndarray
+    width: np.ndarray
+    height: np.ndarray
+    n_caption_bytes: np.ndarray
+    n_image_bytes: np.ndarray
+    index: np.ndarray
+    label: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.mode)
+
+    def __getitem__(self, part: slice) -> "RowFacts":
+        return RowFacts(
+            mode=self.mode[part], width=self.width[part], height=self.height[part],
+            n_caption_bytes=self.n_caption_bytes[part], n_image_bytes=self.n_image_bytes[part], index=self.index[part],
+            label=None if self.label is None else self.label[part],
+        )  # fmt: skip
 
 
 class ShardLayout:
@@ -150,54 +187,49 @@ class ShardLayout:
         data_start = _metadata_start(labels) + self._metadata.nbytes
         self._end = -(-data_start // page_size) * page_size
 
-    def place(
-        self,
-        mode: Literal["jpg", "raw"],
-        width: int,
-        height: int,
-        n_caption_bytes: int,
-        n_image_bytes: int,
-        index: int,
-        label: int | None = None,
-    ) -> int:
-        """Give the next row its place.
-
-        Parameters
-        ----------
-        mode, width, height, index, label
-            As in :meth:`ShardWriter.add`.
-        n_caption_bytes, n_image_bytes : int
-            Of :func:`encode_captions` and of the stored image.
+    def place(self, rows: "RowFacts") -> np.ndarray:
+        """Give the next rows their places.
 
         Returns
         -------
-        int
-            Address at which the row's tokens, captions and image lie side by side (:func:`row_bytes`).
+        int64 (b,)
+            Addresses; at each lie the row's tokens, captions and image side by side (:func:`row_bytes`).
 
         Raises
         ------
         CoreclipError
             For a value against the rules or a row larger than a page; the layout is then as it was before.
         """
-        n_bytes = self._token_bytes + n_caption_bytes + n_image_bytes
-        self._check_row(mode, width, height, n_image_bytes, index, label, n_bytes)
-        start = -(-self._end // 8) * 8
-        if start // self.page_size != (start + n_bytes - 1) // self.page_size:
-            start = -(-start // self.page_size) * self.page_size
-        text = start + self._token_bytes
-        image = text + n_caption_bytes
-        self._end = image + n_image_bytes
-        self._metadata[self.rows] = (
-            (MODES.index(mode), width, height, image),
-            (text, n_caption_bytes),
-            start,
-            index,
-            *(() if label is None else (label,)),
-        )
-        self._image_sizes[self.rows] = n_image_bytes
-        self.rows += 1
-        self.stored_bytes += n_image_bytes
-        return start
+        self._check_rows(rows)
+        n_bytes = self.row_sizes(rows)
+        addresses = np.empty(len(rows), np.int64)
+        end, page = self._end, self.page_size
+        for i, n in enumerate(n_bytes.tolist()):
+            start = -(-end // 8) * 8
+            if start // page != (start + n - 1) // page:
+                start = -(-start // page) * page
+            addresses[i] = start
+            end = start + n
+        self._end = end
+        placed = self._metadata[self.rows : self.rows + len(rows)]
+        placed["image"]["mode"] = rows.mode
+        placed["image"]["width"] = rows.width
+        placed["image"]["height"] = rows.height
+        placed["image"]["ptr"] = addresses + self._token_bytes + rows.n_caption_bytes
+        placed["captions"]["ptr"] = addresses + self._token_bytes
+        placed["captions"]["size"] = rows.n_caption_bytes
+        placed["tokens"] = addresses
+        placed["index"] = rows.index
+        if rows.label is not None:
+            placed["label"] = rows.label
+        self._image_sizes[self.rows : self.rows + len(rows)] = rows.n_image_bytes
+        self.rows += len(rows)
+        self.stored_bytes += int(rows.n_image_bytes.sum())
+        return addresses
+
+    def row_sizes(self, rows: "RowFacts") -> np.ndarray:
+        """Return the bytes that each row takes in its page, int64 (b,)."""
+        return self._token_bytes + rows.n_caption_bytes + rows.n_image_bytes
 
     def tables(self) -> list[tuple[int, bytes]]:
         """Return (address, bytes) of all that is neither a row nor the header; the last one ends the file."""
@@ -214,22 +246,27 @@ class ShardLayout:
     def _table_address(self) -> int:
         return -(-self._end // self.page_size) * self.page_size
 
-    def _check_row(
-        self, mode: str, width: int, height: int, n_image_bytes: int, index: int, label: int | None, n_bytes: int
-    ) -> None:
-        rules = (
-            (self.rows < self.max_rows, f"is full with {self.rows} rows", "max_rows must cover them all"),
-            (mode in MODES, f"has the image mode {mode!r}", f"it must be one of {', '.join(MODES)}"),
-            (n_image_bytes > 0, "has an image of 0 bytes", "FFCV loses the next field then; leave the pair out"),
-            (1 <= width < 1 << 16 and 1 <= height < 1 << 16, f"has {width} x {height} pixels", "1 to 65535 a side fit"),
-            (mode != "raw" or n_image_bytes == width * height * 3, f"has {n_image_bytes} raw bytes", "it must be h * w * 3"),
-            (0 <= index < 1 << 63, f"has the index {index}", "it must be 0 to 2**63 - 1"),
-            ((label is not None) == self._labels, f"has the label {label}", "all rows have a label or none has"),
-            (n_bytes <= self.page_size, f"needs {n_bytes} bytes", f"the page has {self.page_size}; choose a larger one"),
+    def _check_rows(self, rows: "RowFacts") -> None:
+        w, h, n_image, n_bytes = rows.width, rows.height, rows.n_image_bytes, self.row_sizes(rows)
+        fits = (w > 0) & (w < 1 << 16) & (h > 0) & (h < 1 << 16)
+        has_room = np.arange(len(rows)) < self.max_rows - self.rows
+        labelled = np.full(len(rows), (rows.label is not None) == self._labels)
+        rules: tuple[tuple[np.ndarray, Callable[[int], str], str], ...] = (
+            (has_room, lambda i: f"is full with {self.max_rows} rows", "max_rows must cover them all"),
+            (rows.mode < len(MODES), lambda i: f"has the image mode {rows.mode[i]}", f"below {len(MODES)}"),
+            (n_image > 0, lambda i: "has an image of 0 bytes", "FFCV loses the next field then; leave the pair out"),
+            (fits, lambda i: f"has {w[i]} x {h[i]} pixels", "1 to 65535 a side fit"),
+            ((rows.mode != 1) | (n_image == w * h * 3), lambda i: f"has {n_image[i]} raw bytes", "it must be h * w * 3"),
+            (rows.index >= 0, lambda i: f"has the index {rows.index[i]}", "it must be 0 to 2**63 - 1"),
+            (labelled, lambda i: f"has the label {None if rows.label is None else rows.label[i]}",
+             "all rows have a label or none has"),
+            (n_bytes <= self.page_size, lambda i: f"needs {n_bytes[i]} bytes",
+             f"the page has {self.page_size}; choose a larger one"),
         )  # fmt: skip
         for holds, what, rule in rules:
-            if not holds:
-                raise CoreclipError(f"row {self.rows} of shard {self._name} {what}: {rule}")
+            if not holds.all():
+                row = int(np.argmin(holds))
+                raise CoreclipError(f"row {self.rows + row} of shard {self._name} {what(row)}: {rule}")
 
     def _allocation_table(self) -> np.ndarray:
         rows = self._metadata[: self.rows]
@@ -330,6 +367,8 @@ class ShardWriter:
         """
         rules = (
             (self._file is not None, "is written to after close", "a closed shard takes no row"),
+            (mode in MODES, f"has the image mode {mode!r}", f"it must be one of {', '.join(MODES)}"),
+            (-1 < index < 1 << 63, f"has the index {index}", "it must be 0 to 2**63 - 1"),
             (len(captions) > 0, "has no caption", "a pair has at least one; leave it out"),
             (tokens.dtype == np.uint16, f"has tokens of type {tokens.dtype}", "they must be uint16"),
             (
@@ -343,8 +382,12 @@ class ShardWriter:
                 raise CoreclipError(f"row {self.rows} of shard {self.path} {what}: {rule}")
         assert self._file is not None
         text = encode_captions(captions)
-        address = self._layout.place(mode, width, height, len(text), len(image), index, label)
-        self._file.seek(address)
+        row = RowFacts(
+            mode=np.array([MODES.index(mode)], np.uint8), width=np.array([width]), height=np.array([height]),
+            n_caption_bytes=np.array([len(text)]), n_image_bytes=np.array([len(image)]), index=np.array([index]),
+            label=None if label is None else np.array([label]),
+        )  # fmt: skip
+        self._file.seek(int(self._layout.place(row)[0]))
         self._file.write(row_bytes(tokens, text, image))
 
     def close(self) -> None:

@@ -26,9 +26,9 @@ from coreclip.pipeline.beton import field_names
 from coreclip.pipeline.dataset import FORMAT_VERSION
 from coreclip.pipeline.journal import ShardEntry
 from coreclip.pipeline.ledger import count_reasons, merge, pairs_schema, rejects_schema
-from coreclip.pipeline.manifest import Plan, cut_ranges, read_captions, read_manifest
-from coreclip.pipeline.preparing import ImageOptions, TextOptions, prepare_chunk, write_chunk
-from coreclip.pipeline.records import Record, Source
+from coreclip.pipeline.manifest import Plan, read_captions, read_sizes
+from coreclip.pipeline.preparing import ImageOptions, Prepared, TableOptions, prepare_chunk, write_chunk
+from coreclip.pipeline.records import Source
 from coreclip.pipeline.scanning import scan_part
 from coreclip.pipeline.shards import ShardSequence, Staging
 from coreclip.pipeline.sources import find_sources
@@ -36,7 +36,7 @@ from coreclip.pipeline.tokenizer import Tokenizer, check_vocab_size
 from coreclip.pipeline.workers import WorkerPool
 from coreclip.progress import Progress
 
-_CHUNK_ROWS, _CHUNK_BYTES = 32, 16 << 20
+_CHUNK_ROWS, _CHUNK_BYTES = 64, 16 << 20
 _CHUNKS_PER_WORKER = 3  # under way at once: one at work, two waiting
 _SMALLEST_SHARD = 1 << 16
 _MOST_ROWS = 1 << 17  # of a shard
@@ -406,50 +406,51 @@ def _scan_rejects(staging: Staging, plan: Plan) -> list[Path]:
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """Some records of one range; ``rows_left`` counts the range's rows from the first of them on."""
+    """Rows of one part of the manifest and of one range; ``rows_left`` counts the range's from the first of them on."""
 
     number: int
-    records: list[Record]
+    part: int
+    first: int
+    rows: int
     range: int
     rows_left: int
-
-    @property
-    def ends_range(self) -> bool:
-        return self.rows_left == len(self.records)
 
 
 def _write_shards(staging: Staging, plan: Plan, job: _Job, pool: WorkerPool) -> ShardSequence:
     """Prepare and store every candidate that no journal entry of an earlier run covers."""
-    text = TextOptions(
-        tokenizer=str(staging.path / "tokenizer.json"), captions_per_row=plan.captions_per_row, context=job.context
-    )
+    table = TableOptions(
+        tokenizer=str(staging.path / "tokenizer.json"), captions_per_row=plan.captions_per_row, context=job.context,
+        labels=plan.labels, columns=plan.columns,
+    )  # fmt: skip
+    manifest = _manifest(staging, plan)
     shards = ShardSequence(staging, plan, context=job.context, shard_bytes=job.shard_bytes)
-    under_way: deque[tuple[_Chunk, int, Future[Any]]] = deque()
+    under_way: deque[tuple[_Chunk, Future[Prepared]]] = deque()
     journaled: dict[int, Future[None]] = {}
 
     with shards, Progress(plan.rows, "converting", "pairs") as progress:
         progress.advance(shards.next_row)
 
         def take_first() -> None:
-            chunk, worker, outcomes = under_way.popleft()
-            shards.add(
-                chunk.records, outcomes.result(), chunk.rows_left,
-                lambda placements: pool.submit(write_chunk, chunk.number, placements, worker=worker),
-            )  # fmt: skip
-            if chunk.ends_range:
+            chunk, prepared = under_way.popleft()
+            placements = shards.add(prepared.result(), chunk.rows, chunk.rows_left)
+            shards.wrote(pool.submit(write_chunk, chunk.number, placements, worker=chunk.number % job.workers))
+            if chunk.rows == chunk.rows_left:
                 journaled[chunk.range] = shards.end_range()
-            progress.advance(len(chunk.records))
+            progress.advance(chunk.rows)
 
-        for chunk in _chunks(_manifest(staging, plan), plan.part_rows, shards.next_row, job.shard_bytes):
+        for chunk in _chunks(manifest, shards.next_row, job.shard_bytes):
             # A conversion that is killed has at most one range for each worker to do again.
             oldest = chunk.range - job.workers
-            while under_way and (len(under_way) == _CHUNKS_PER_WORKER * job.workers or under_way[0][0].range <= oldest):
+            limit = _CHUNKS_PER_WORKER * job.workers
+            while under_way and (len(under_way) == limit or under_way[0][0].range <= oldest):
                 take_first()
             if oldest in journaled:
                 journaled.pop(oldest).result()
-            worker = chunk.number % job.workers
-            outcomes = pool.submit(prepare_chunk, chunk.number, chunk.records, job.images, text, worker=worker)
-            under_way.append((chunk, worker, outcomes))
+            prepared = pool.submit(
+                prepare_chunk, chunk.number, manifest[chunk.part], chunk.first, chunk.rows, job.images, table,
+                worker=chunk.number % job.workers,
+            )  # fmt: skip
+            under_way.append((chunk, prepared))
         while under_way:
             take_first()
     if not shards.whole_shards():
@@ -457,23 +458,51 @@ def _write_shards(staging: Staging, plan: Plan, job: _Job, pool: WorkerPool) -> 
     return shards
 
 
-def _chunks(manifest: list[Path], part_rows: list[int], first: int, shard_bytes: int) -> Iterator[_Chunk]:
-    """Cut the manifest's rows from ``first`` on into chunks; none reaches over the end of a range."""
-    records = read_manifest(manifest, part_rows, first)
-    row, numbers = first, itertools.count()
-    for range_number, end in enumerate(cut_ranges(manifest, shard_bytes, _MOST_ROWS)):
-        chunk: list[Record] = []
-        n_bytes = 0
-        for record in itertools.islice(records, max(0, end - row)):
-            if chunk and (len(chunk) == _CHUNK_ROWS or n_bytes + record.image.size > _CHUNK_BYTES):
-                yield _Chunk(next(numbers), chunk, range_number, end - row)
-                row += len(chunk)
-                chunk, n_bytes = [], 0
-            chunk.append(record)
-            n_bytes += record.image.size
-        if chunk:
-            yield _Chunk(next(numbers), chunk, range_number, end - row)
-            row += len(chunk)
+def _chunks(manifest: list[Path], first_row: int, shard_bytes: int) -> Iterator[_Chunk]:
+    """Cut the manifest's rows from ``first_row`` on into chunks; none reaches over the end of a range or a part."""
+    number = 0
+    row = 0
+    for range_number, segments in enumerate(_ranges(manifest, shard_bytes)):
+        left = sum(len(sizes) for _, _, sizes in segments)
+        for part, first, sizes in segments:
+            skipped = min(max(first_row - row, 0), len(sizes))
+            row, left = row + len(sizes), left - skipped
+            for start, stop in _cut(sizes[skipped:], _CHUNK_BYTES, _CHUNK_ROWS):
+                yield _Chunk(number, part, first + skipped + start, stop - start, range_number, left)
+                number, left = number + 1, left - (stop - start)
+
+
+def _ranges(manifest: list[Path], shard_bytes: int) -> Iterator[list[tuple[int, int, list[int]]]]:
+    """Yield what will be about one shard each: (part of the manifest, first row in it, bytes of each row)."""
+    segments: list[tuple[int, int, list[int]]] = []
+    n_rows = n_bytes = first = 0
+    for part, all_sizes in itertools.groupby(read_sizes(manifest), key=lambda found: found[0]):
+        first = 0
+        for _, sizes in all_sizes:
+            rest = sizes.tolist()
+            while rest:
+                n = next(_cut(rest, shard_bytes - n_bytes, _MOST_ROWS - n_rows))[1] if n_rows < _MOST_ROWS else 0
+                if n_rows and (n == 0 or n_bytes + rest[0] > shard_bytes):
+                    yield segments
+                    segments, n_rows, n_bytes = [], 0, 0
+                    continue
+                segments.append((part, first, rest[:n]))
+                n_rows, n_bytes, first = n_rows + n, n_bytes + sum(rest[:n]), first + n
+                rest = rest[n:]
+    if segments:
+        yield segments
+
+
+def _cut(sizes: list[int], most_bytes: int, most_rows: int) -> Iterator[tuple[int, int]]:
+    """Cut rows of so many bytes each into runs (start, stop) of at most so many bytes and rows, of one row at least."""
+    start = n_bytes = 0
+    for i, size in enumerate(sizes):
+        if i > start and (n_bytes + size > most_bytes or i - start == most_rows):
+            yield start, i
+            start, n_bytes = i, 0
+        n_bytes += size
+    if len(sizes) > start:
+        yield start, len(sizes)
 
 
 def _parts(staging: Staging, table: str, shards: ShardSequence) -> list[Path]:

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -98,15 +99,16 @@ class ManifestWriter:
         import pyarrow.parquet as pq
 
         self.plan = Plan()
-        self._rows: list[dict[str, Any]] = []
+        self._columns: dict[str, list[Any]] = {field.name: [] for field in fields(Record)}
         self._schema = _schema()
         self._file = pq.ParquetWriter(path, self._schema)
 
     def add(self, record: Record) -> None:
         """Append one record."""
         self.plan.count(record)
-        self._rows.append({**asdict(record), "columns": json.dumps(record.columns)})
-        if len(self._rows) == _ROW_GROUP:
+        for name, values in self._columns.items():
+            values.append(getattr(record, name))
+        if len(self._columns["key"]) == _ROW_GROUP:
             self._flush()
 
     def __enter__(self) -> Self:
@@ -115,59 +117,53 @@ class ManifestWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None and self._rows:
+        if kind is None and self._columns["key"]:
             self._flush()
         self._file.close()
 
     def _flush(self) -> None:
         import pyarrow as pa
 
-        self._file.write_table(pa.Table.from_pylist(self._rows, self._schema))
-        self._rows.clear()
+        columns = self._columns
+        columns["image"] = [
+            {name: getattr(image, name) for name in ImageReference.__dataclass_fields__} for image in columns["image"]
+        ]
+        columns["columns"] = list(map(json.dumps, columns["columns"]))
+        arrays = [pa.array(columns[field.name], field.type) for field in self._schema]
+        self._file.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
+        self._columns = {name: [] for name in columns}
 
 
-def read_manifest(parts: Sequence[Path], part_rows: Sequence[int], first: int = 0) -> Iterator[Record]:
-    """Yield the records of all parts, of so many rows each, from row ``first`` on."""
-    for part, rows in zip(parts, part_rows, strict=True):
-        if first < rows:
-            yield from _read_part(part, first)
-        first = max(0, first - rows)
+def read_rows(part: Path, first: int, n: int) -> list[Record]:
+    """Return rows ``first`` .. ``first + n - 1`` of one part."""
+    records: list[Record] = []
+    for group in range(first // _ROW_GROUP, (first + n - 1) // _ROW_GROUP + 1):
+        low = max(first - group * _ROW_GROUP, 0)
+        high = min(first + n - group * _ROW_GROUP, _ROW_GROUP)
+        columns = _row_group(part, group).slice(low, high - low).to_pydict()
+        columns["image"] = [ImageReference(**image) for image in columns["image"]]
+        columns["columns"] = list(map(json.loads, columns["columns"]))
+        records += map(Record, *(columns[field.name] for field in fields(Record)))
+    return records
 
 
-def _read_part(part: Path, first: int) -> Iterator[Record]:
+@lru_cache(maxsize=1)
+def _row_group(part: Path, group: int) -> "pa.Table":
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(part) as file:
-        for group in range(first // _ROW_GROUP, file.num_row_groups):
-            table = file.read_row_group(group)
-            for batch in table.slice(max(0, first - group * _ROW_GROUP)).to_batches(max_chunksize=512):
-                for row in batch.to_pylist():
-                    yield Record(
-                        **{**row, "image": ImageReference(**row["image"]), "columns": json.loads(row["columns"])}
-                    )
+        return file.read_row_group(group)
 
 
-def cut_ranges(parts: Sequence[Path], shard_bytes: int, most_rows: int) -> Iterator[int]:
-    """Cut the manifest's rows into ranges of about ``shard_bytes`` of images and at most ``most_rows``; yield their ends."""
-    row = n_rows = n_bytes = 0
-    for sizes in _read_sizes(parts):
-        for size in sizes.tolist():
-            if n_rows and (n_bytes + size > shard_bytes or n_rows == most_rows):
-                yield row
-                n_rows = n_bytes = 0
-            row, n_rows, n_bytes = row + 1, n_rows + 1, n_bytes + size
-    if n_rows:
-        yield row
-
-
-def _read_sizes(parts: Sequence[Path]) -> Iterator[np.ndarray]:
+def read_sizes(parts: Sequence[Path]) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield for some rows at a time, in order, their part's number and the bytes that each will likely store, int64 (m,)."""
     import pyarrow.parquet as pq
 
-    for part in parts:
+    for number, part in enumerate(parts):
         with pq.ParquetFile(part) as file:
             for batch in file.iter_batches(columns=["image.size", "image.height", "image.width"]):
                 image = batch.column(0)
-                yield bytes_to_store(*(image.field(name).to_numpy() for name in ("size", "height", "width")))
+                yield number, bytes_to_store(*(image.field(name).to_numpy() for name in ("size", "height", "width")))
 
 
 def read_captions(parts: Sequence[Path]) -> Iterator[str]:

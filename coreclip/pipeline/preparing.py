@@ -1,21 +1,25 @@
-"""What a worker process does with a chunk of records: read, check and store anew, tokenise, then write it where it is told.
+"""What a worker process does with a chunk of the manifest: read, check and store anew, tokenise, then write as it is told.
 
-Between the two calls the bytes stay in the worker, so that images cross no process border and the parent alone decides
-on places, in the order of the source.
+Between the two calls the rows' bytes stay in the worker, so that images cross no process border and the parent alone
+decides on places, in the order of the sources.
 """
 
 import ctypes
 import functools
 import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from coreclip.pipeline.beton import encode_captions, row_bytes, write_at
+from coreclip.pipeline.beton import MODES, RowFacts, encode_captions, row_bytes, write_at
 from coreclip.pipeline.images import ImageRejected, PreparedImage, prepare_grey, prepare_image
-from coreclip.pipeline.records import ImageReference, Record, read_image
+from coreclip.pipeline.ledger import pairs_rows
+from coreclip.pipeline.manifest import read_rows
+from coreclip.pipeline.records import ImageReference, Record, Reject, read_image
 from coreclip.pipeline.tokenizer import Tokenizer
 
 _held: dict[int, list[bytes]] = {}  # rows of prepared chunks that wait for their places
@@ -33,8 +37,8 @@ class ImageOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TextOptions:
-    """How captions are stored.
+class TableOptions:
+    """How captions and the sources' columns are stored.
 
     Attributes
     ----------
@@ -42,84 +46,99 @@ class TextOptions:
         Path of the ``tokenizer.json``.
     captions_per_row, context : int
         Shape of a pair's token array.
+    labels : bool
+        Whether every pair must have a label.
+    columns : dict of str to str
+        Types of the sources' columns, see :class:`coreclip.pipeline.manifest.Plan`.
     """
 
     tokenizer: str
     captions_per_row: int
     context: int
+    labels: bool
+    columns: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one record.
+class Prepared:
+    """What a worker says of a prepared chunk; the bytes of its rows stay there until :func:`write_chunk`.
 
     Attributes
     ----------
-    reason : str
-        Why it can't be a pair; "" where it can.
-    content_hash : str
-        SHA-256 of the source's image bytes, hexadecimal; "" where they can't be read.
-    mode, width, height, warning, transcoded
-        As in :class:`coreclip.pipeline.images.PreparedImage`.
-    n_caption_bytes, n_image_bytes : int
-        As they will be stored.
+    record : int64 (b,)
+        Which of the chunk's records became the rows, ascending.
+    facts : RowFacts of length b
+        Indices count from 0.
+    pairs : bytes
+        The rows of ``pairs.parquet``, see :func:`coreclip.pipeline.ledger.pairs_rows`.
+    rejects : list of (int, Reject)
+        The other records of the chunk, and why.
     """
 
-    reason: str
-    content_hash: str = ""
-    mode: str = ""
-    width: int = 0
-    height: int = 0
-    n_caption_bytes: int = 0
-    n_image_bytes: int = 0
-    warning: str = ""
-    transcoded: bool = False
+    record: np.ndarray
+    facts: RowFacts
+    pairs: bytes
+    rejects: list[tuple[int, Reject]]
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a row goes: a shard's file and the address in it."""
+    """Where a run of a chunk's rows goes: a shard's file, and an address int64 (rows,) for each."""
 
     path: str
-    address: int
+    addresses: np.ndarray
 
 
-def prepare_chunk(number: int, records: list[Record], images: ImageOptions, text: TextOptions) -> list[Outcome]:
-    """Prepare a chunk's pairs and hold their bytes until :func:`write_chunk`; a bad image is an outcome, not an exception."""
+def prepare_chunk(
+    number: int, manifest: Path, first: int, n_records: int, images: ImageOptions, table: TableOptions
+) -> Prepared:
+    """Prepare some records of a part of the manifest and hold their bytes; a bad image is a reject, not an exception."""
     Image.MAX_IMAGE_PIXELS = None  # max_pixels rules, and this process does nothing else
-    outcomes, rows = [], []
-    for record, tokens in zip(records, _tokenise(records, text), strict=True):
-        outcome, image = _prepare(record.image, images)
-        captions = encode_captions(record.captions)
-        if image is not None:
-            outcome = Outcome(
-                "", outcome.content_hash, image.mode, image.width, image.height, len(captions), len(image.data),
-                image.warning, image.transcoded,
-            )  # fmt: skip
-        rows.append(row_bytes(tokens, captions, image.data) if image is not None else b"")
-        outcomes.append(outcome)
-    _held[number] = rows
-    return outcomes
+    records = read_rows(manifest, first, n_records)
+    outcomes = [_prepare(record, images, table) for record in records]
+    kept = [i for i, outcome in enumerate(outcomes) if not isinstance(outcome, Reject)]
+    prepared = [outcome for outcome in outcomes if not isinstance(outcome, Reject)]
+    stored = [image for image, _ in prepared]
+    pairs = [records[i] for i in kept]
+    captions = [encode_captions(record.captions) for record in pairs]
+    facts = RowFacts(
+        mode=np.array([MODES.index(image.mode) for image in stored], np.uint8),
+        width=np.array([image.width for image in stored], np.int64),
+        height=np.array([image.height for image in stored], np.int64),
+        n_caption_bytes=np.array([len(text) for text in captions], np.int64),
+        n_image_bytes=np.array([len(image.data) for image in stored], np.int64),
+        index=np.arange(len(pairs)),
+        label=np.array([record.label for record in pairs], np.int64) if table.labels else None,
+    )
+    tokens = _tokenise(pairs, table)
+    _held[number] = [row_bytes(*row) for row in zip(tokens, captions, (image.data for image in stored), strict=True)]
+    return Prepared(
+        np.array(kept, np.int64),
+        facts,
+        pairs_rows(pairs, stored, [content_hash for _, content_hash in prepared], table.labels, table.columns),
+        [(i, outcome) for i, outcome in enumerate(outcomes) if isinstance(outcome, Reject)],
+    )
 
 
-def write_chunk(number: int, placements: list[Placement | None]) -> None:
-    """Write a held chunk's rows, those without a place left out, and forget it."""
-    rows = _held.pop(number)
-    placed = [(placement, row) for placement, row in zip(placements, rows, strict=True) if placement is not None]
-    for path in dict.fromkeys(placement.path for placement, _ in placed):
-        here = [(placement.address, row) for placement, row in placed if placement.path == path]
-        descriptor = os.open(path, os.O_WRONLY)
+def write_chunk(number: int, placements: Sequence[Placement]) -> None:
+    """Write a held chunk's rows, run after run, and forget them."""
+    rows = iter(_held.pop(number))
+    for placement in placements:
+        descriptor = os.open(placement.path, os.O_WRONLY)
         try:
-            for address, row in here:
+            end = 0
+            for address in placement.addresses.tolist():
+                row = next(rows)
                 write_at(descriptor, row, address)
-            _start_writeback(descriptor, here[0][0], here[-1][0] + len(here[-1][1]) - here[0][0])
+                end = address + len(row)
+            _start_writeback(descriptor, int(placement.addresses[0]), end)
         finally:
             os.close(descriptor)
 
 
-def _start_writeback(descriptor: int, start: int, n_bytes: int) -> None:
+def _start_writeback(descriptor: int, start: int, end: int) -> None:
     # Else a shard's whole content waits for its fsync, during which little else goes on. Failures show at that fsync.
-    _libc().sync_file_range(descriptor, start, n_bytes, _SYNC_FILE_RANGE_WRITE)
+    _libc().sync_file_range(descriptor, start, end - start, _SYNC_FILE_RANGE_WRITE)
 
 
 @functools.cache
@@ -129,18 +148,23 @@ def _libc() -> ctypes.CDLL:
     return library
 
 
-def _prepare(reference: ImageReference, options: ImageOptions) -> tuple[Outcome, PreparedImage | None]:
+def _prepare(record: Record, images: ImageOptions, table: TableOptions) -> tuple[PreparedImage, str] | Reject:
+    """Return what to store and the SHA-256 of the source's image bytes, or why there is nothing."""
+    reference = record.image
+    reject = Reject(record.source, record.key, "no class number, which other pairs of this data set have")
+    if table.labels and record.label is None:
+        return reject
     try:
         data = read_image(reference)
     except OSError as error:
-        return Outcome(f"the image can't be read: {error.strerror}"), None
+        return replace(reject, reason=f"the image can't be read: {error.strerror}")
     if len(data) != reference.size:
-        return Outcome(f"the image can't be read: {len(data)} of its {reference.size} bytes are there"), None
-    content_hash = hashlib.sha256(data).hexdigest()
+        reason = f"the image can't be read: {len(data)} of its {reference.size} bytes are there"
+        return replace(reject, reason=reason)
     try:
-        return Outcome("", content_hash), _to_prepared(data, reference, options)
+        return _to_prepared(data, reference, images), hashlib.sha256(data).hexdigest()
     except ImageRejected as rejected:
-        return Outcome(str(rejected), content_hash), None
+        return replace(reject, reason=str(rejected))
 
 
 def _to_prepared(data: bytes, reference: ImageReference, options: ImageOptions) -> PreparedImage:
@@ -157,13 +181,13 @@ def _to_prepared(data: bytes, reference: ImageReference, options: ImageOptions) 
     )
 
 
-def _tokenise(records: list[Record], text: TextOptions) -> np.ndarray:
+def _tokenise(records: list[Record], table: TableOptions) -> np.ndarray:
     """Return the stored tokens as uint16 (len(records), captions_per_row, context), zeros where a caption is missing."""
-    stored = np.zeros((len(records), text.captions_per_row, text.context), dtype=np.uint16)
-    counts = [min(len(record.captions), text.captions_per_row) for record in records]
+    stored = np.zeros((len(records), table.captions_per_row, table.context), dtype=np.uint16)
+    counts = [min(len(record.captions), table.captions_per_row) for record in records]
     captions = [caption for record, count in zip(records, counts, strict=True) for caption in record.captions[:count]]
-    has_caption = np.arange(text.captions_per_row) < np.array(counts)[:, None]
-    stored[has_caption] = _tokenizer(text.tokenizer).encode(captions, text.context)
+    has_caption = np.arange(table.captions_per_row) < np.array(counts, np.int64)[:, None]
+    stored[has_caption] = _tokenizer(table.tokenizer).encode(captions, table.context)
     return stored
 
 

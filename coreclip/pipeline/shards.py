@@ -1,22 +1,23 @@
 """Cuts the stream of prepared pairs into shards, gives every row its place, and journals each whole shard."""
 
 import os
-from collections.abc import Callable
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, cast
+from typing import Self
+
+import numpy as np
 
 from coreclip.files import fsync_path, sha256_file
-from coreclip.pipeline.beton import ShardLayout, finish_shard, page_size_for
+from coreclip.pipeline.beton import TOKEN_BYTES, RowFacts, ShardLayout, finish_shard, page_size_for
 from coreclip.pipeline.journal import ShardEntry, append_entry, read_journal
-from coreclip.pipeline.ledger import pairs_schema, source_values, write_rejects, write_rows
+from coreclip.pipeline.ledger import pairs_schema, write_pairs, write_rejects
 from coreclip.pipeline.manifest import Plan
-from coreclip.pipeline.preparing import Outcome, Placement
-from coreclip.pipeline.records import Record, Reject
+from coreclip.pipeline.preparing import Placement, Prepared
+from coreclip.pipeline.records import Reject
 
-_TOKEN_BYTES = 2
 _MOST_INFLATED = 2  # a shard ends early where what is stored is so many times larger than its sources
 
 
@@ -47,7 +48,9 @@ class _Entry:
 
     path: Path | None = None
     layout: ShardLayout | None = None
-    pairs: list[dict[str, Any]] = field(default_factory=list)
+    number: int = 0
+    first_index: int = 0
+    pairs: list[tuple[bytes, slice]] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
     writes: list["Future[None]"] = field(default_factory=list)
     next_row: int = 0
@@ -108,85 +111,79 @@ class ShardSequence:
         """Entries of the journal, ranges without a pair included."""
         return len(self._entries)
 
-    def add(
-        self,
-        records: list[Record],
-        outcomes: list[Outcome],
-        rows_left: int,
-        write: Callable[[list[Placement | None]], "Future[None]"],
-    ) -> None:
-        """Take in the manifest's next rows, of one range.
+    def add(self, prepared: Prepared, n_records: int, rows_left: int) -> list[Placement]:
+        """Give the manifest's next rows, of one range, their places; :meth:`wrote` must follow.
 
         Parameters
         ----------
-        records : list of Record
-        outcomes : list of Outcome
-            Of preparing them.
+        prepared : Prepared
+        n_records : int
+            Of the chunk, the refused ones included.
         rows_left : int
             Rows of the range from the first of these on.
-        write : function
-            Starts to write the rows to the places that it is given.
+
+        Returns
+        -------
+        list of Placement
+            Runs of the prepared rows, in order.
         """
-        placements: list[Placement | None] = []
-        for number, (record, outcome) in enumerate(zip(records, outcomes, strict=True)):
-            reason = outcome.reason
-            if self._plan.labels and record.label is None:
-                reason = "no class number, which other pairs of this data set have"
-            if reason:
-                self._entry.rejects.append(Reject(record.source, record.key, reason))
-                placements.append(None)
-            else:
-                placements.append(self._place(record, outcome, rows_left - number))
-            self._row += 1
-        writing = write(placements)
+        facts = replace(prepared.facts, index=prepared.facts.index + self._index)
+        rejects = deque(prepared.rejects)
+        placements = []
+        first = 0
+        while first < len(facts):
+            layout, path = self._shard_for(facts[first : first + 1], rows_left - int(prepared.record[first]))
+            n = max(self._how_many_fit(layout, facts[first:]), 1)
+            part = slice(first, first + n)
+            placements.append(Placement(str(path), layout.place(facts[part])))
+            self._entry.pairs.append((prepared.pairs, part))
+            first += n
+            if first < len(facts):
+                self._end_entry(self._row + int(prepared.record[first]), rejects, int(prepared.record[first]))
+        self._entry.rejects += [reject for _, reject in rejects]
+        self._index += len(facts)
+        self._row += n_records
+        return placements
+
+    def wrote(self, writing: "Future[None]") -> None:
+        """Say that ``writing`` writes the rows that :meth:`add` has placed last."""
         for entry in [*self._full, self._entry]:
             entry.writes.append(writing)
         self._finish_full()
 
     def end_range(self) -> "Future[None]":
         """Finish the range's last shard; the future is done when all of the range is journaled."""
-        self._end_entry()
+        self._end_entry(self._row, deque(), 0)
         self._finish_full()
         assert self._latest is not None
         return self._latest
 
-    def _place(self, record: Record, outcome: Outcome, rows_left: int) -> Placement:
-        layout, path = self._shard_for(outcome, rows_left)
-        pair = {"index": self._index, "key": record.key, "shard": self._n_shards - 1, "row": layout.rows}
-        pair |= {"captions": record.captions, "label": record.label, "source": record.source}
-        pair |= {"width": outcome.width, "height": outcome.height, "mode": outcome.mode, "bytes": outcome.n_image_bytes}
-        pair |= {"content_hash": outcome.content_hash, "warning": outcome.warning, "transcoded": outcome.transcoded}
-        self._entry.pairs.append(pair | source_values(record.columns, self._plan.columns))
-        address = layout.place(
-            cast("Literal['jpg', 'raw']", outcome.mode), outcome.width, outcome.height, outcome.n_caption_bytes,
-            outcome.n_image_bytes, self._index, record.label,
-        )  # fmt: skip
-        self._index += 1
-        return Placement(str(path), address)
-
-    def _shard_for(self, outcome: Outcome, rows_left: int) -> tuple[ShardLayout, Path]:
-        """Return the shard that takes the next pair: the open one, or a new one where its page or size does not do."""
-        n_tokens = self._plan.captions_per_row * self._context
-        n_bytes = n_tokens * _TOKEN_BYTES + outcome.n_caption_bytes + outcome.n_image_bytes
-        layout = self._entry.layout
-        if layout is not None and (
-            n_bytes > layout.page_size
-            or layout.stored_bytes + outcome.n_image_bytes > _MOST_INFLATED * self._shard_bytes
-        ):
-            self._end_entry()
+    def _shard_for(self, row: RowFacts, rows_left: int) -> tuple[ShardLayout, Path]:
+        """Return the open shard, or a new one where there is none; its page holds ``row``."""
         if self._entry.layout is None or self._entry.path is None:
-            path = self._staging.path / f"{self._n_shards:05d}.beton"
-            path.write_bytes(b"")
-            self._entry.path = path
+            self._entry.path = self._staging.path / f"{self._n_shards:05d}.beton"
+            self._entry.path.write_bytes(b"")
+            self._entry.number, self._entry.first_index = self._n_shards, int(row.index[0])
+            n_tokens = self._plan.captions_per_row * self._context
+            n_bytes = n_tokens * TOKEN_BYTES + int(row.n_caption_bytes[0] + row.n_image_bytes[0])
             self._entry.layout = ShardLayout(
                 captions_per_row=self._plan.captions_per_row, context=self._context, labels=self._plan.labels,
-                page_size=page_size_for(n_bytes), max_rows=rows_left, name=str(path),
+                page_size=page_size_for(n_bytes), max_rows=rows_left, name=str(self._entry.path),
             )  # fmt: skip
             self._n_shards += 1
         return self._entry.layout, self._entry.path
 
-    def _end_entry(self) -> None:
-        self._entry.next_row = self._row
+    def _how_many_fit(self, layout: ShardLayout, rows: RowFacts) -> int:
+        """Return how many of ``rows`` the shard takes before one needs a larger page, or it grows far beyond its sources."""
+        stored = layout.stored_bytes + np.cumsum(rows.n_image_bytes)
+        fits = (layout.row_sizes(rows) <= layout.page_size) & (stored <= _MOST_INFLATED * self._shard_bytes)
+        return len(rows) if fits.all() else int(np.argmin(fits))
+
+    def _end_entry(self, next_row: int, rejects: "deque[tuple[int, Reject]]", before: int) -> None:
+        """Close the entry in front of row ``next_row``; of the chunk's ``rejects``, those of records ``before`` are its own."""
+        while rejects and rejects[0][0] < before:
+            self._entry.rejects.append(rejects.popleft()[1])
+        self._entry.next_row = next_row
         self._full.append(self._entry)
         self._entry = _Entry()
 
@@ -201,7 +198,7 @@ class ShardSequence:
             before.result()  # no entry may stand behind one that failed
         number = len(self._entries)
         pairs_part, rejects_part = (self._staging.part(table, number) for table in ("pairs", "rejects"))
-        write_rows(pairs_part, entry.pairs, self._schema)
+        write_pairs(pairs_part, entry.pairs, entry.first_index, entry.number, self._schema)
         write_rejects(rejects_part, entry.rejects)
         whole = _finish_shard(entry)
         for written in (pairs_part, rejects_part, self._staging.work, self._staging.path):

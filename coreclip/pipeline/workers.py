@@ -7,6 +7,7 @@ interpreter that reads pickled calls from its standard input, which closes when 
 
 import contextlib
 import errno
+import importlib.abc
 import os
 import pickle
 import signal
@@ -95,6 +96,7 @@ def serve() -> None:
     """Answer calls from standard input on standard output until the input ends: the main function of a worker."""
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    sys.meta_path.insert(0, _WithoutPandas())
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not get among the answers
     while True:
@@ -115,6 +117,14 @@ def serve() -> None:
             answers.flush()
         except BrokenPipeError:
             return
+
+
+class _WithoutPandas(importlib.abc.MetaPathFinder):
+    """Hides pandas, which pyarrow would import for its first array: a third of a second, of which a worker has no use."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError("a worker does without pandas", name=name)
 
 
 def _start_worker() -> "subprocess.Popen[bytes]":
