@@ -7,9 +7,6 @@ on the number of workers nor on how often the conversion was stopped. Left out: 
 import contextlib
 import errno
 import hashlib
-import itertools
-import os
-import string
 import sys
 import time
 from collections import deque
@@ -19,29 +16,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import coreclip
 from coreclip.errors import CoreclipError
 from coreclip.files import check_free_disk, lock, publish, read_json, remove, sha256_file, write_json
 from coreclip.pipeline.beton import field_names
+from coreclip.pipeline.chunks import Chunk, cut_chunks
 from coreclip.pipeline.dataset import FORMAT_VERSION
+from coreclip.pipeline.job import Job, PathLike, check_job
 from coreclip.pipeline.journal import ShardEntry
 from coreclip.pipeline.ledger import count_reasons, merge, pairs_schema, rejects_schema
-from coreclip.pipeline.manifest import Plan, read_captions, read_sizes
-from coreclip.pipeline.preparing import ImageOptions, Prepared, TableOptions, prepare_chunk, write_chunk
-from coreclip.pipeline.records import Source
-from coreclip.pipeline.scanning import scan_part
+from coreclip.pipeline.manifest import Plan, read_captions
+from coreclip.pipeline.planning import forecast_work, scan_sources
+from coreclip.pipeline.preparing import Prepared, TableOptions, prepare_chunk, write_chunk
 from coreclip.pipeline.shards import ShardSequence, Staging
-from coreclip.pipeline.sources import find_sources
-from coreclip.pipeline.tokenizer import Tokenizer, check_vocab_size
+from coreclip.pipeline.tokenizer import Tokenizer
 from coreclip.pipeline.workers import WorkerPool
 from coreclip.progress import Progress
 
-_CHUNK_ROWS, _CHUNK_BYTES = 64, 16 << 20
 _CHUNKS_PER_WORKER = 3  # under way at once: one at work, two waiting
-_SMALLEST_SHARD = 1 << 16
-_MOST_ROWS = 1 << 17  # of a shard
-
-PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,23 +61,6 @@ class ConvertReport:
     bytes_in: int
     bytes_out: int
     already_done: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """The checked arguments of :func:`convert`."""
-
-    target: Path
-    sources: list[Source]
-    tokenizer: Tokenizer | None
-    class_names: list[str] | None
-    template: str
-    vocab_size: int
-    context: int
-    workers: int
-    shard_bytes: int
-    images: ImageOptions
-    request: dict[str, Any]
 
 
 def convert(
@@ -154,20 +128,11 @@ def convert(
         a worker that dies, a full disk.
     """
     start = time.monotonic()
-    images = ImageOptions(max_side=max_side, check=check, max_pixels=max_pixels, quality=quality)
-    job = _check_arguments(
-        sources=sources,
-        dataset=dataset,
-        captions=captions,
-        class_names=class_names,
-        template=template,
-        tokenizer=tokenizer,
-        vocab_size=vocab_size,
-        context=context,
-        workers=len(os.sched_getaffinity(0)) if workers is None else workers,
-        shard_bytes=shard_bytes,
-        images=images,
-    )
+    job = check_job(
+        sources, dataset, captions=captions, class_names=class_names, template=template, tokenizer=tokenizer,
+        vocab_size=vocab_size, context=context, max_side=max_side, check=check, workers=workers,
+        shard_bytes=shard_bytes, max_pixels=max_pixels, quality=quality,
+    )  # fmt: skip
     with lock(job.target):
         already_done = _is_there(job.target)
         if already_done:
@@ -186,90 +151,6 @@ def convert(
         bytes_out=info["bytes_out"],
         already_done=already_done,
     )
-
-
-def _check_arguments(
-    *,
-    sources: Sequence[PathLike],
-    dataset: PathLike,
-    captions: PathLike | None,
-    class_names: Sequence[str] | None,
-    template: str,
-    tokenizer: PathLike | None,
-    vocab_size: int,
-    context: int,
-    workers: int,
-    shard_bytes: int,
-    images: ImageOptions,
-) -> _Job:
-    _check_ranges(context, workers, shard_bytes, images)
-    check_vocab_size(vocab_size)
-    _check_classes(class_names, template)
-    found = find_sources(sources, captions, class_names)
-    chosen = _load_tokenizer(tokenizer) if tokenizer is not None else None
-    names = None if class_names is None else list(class_names)
-    options = {
-        **asdict(images),
-        "class_names": names,
-        "template": template,
-        "tokenizer": None if chosen is None else chosen.sha256,
-        "vocab_size": vocab_size if chosen is None else None,
-        "context": context,
-        "shard_bytes": shard_bytes,
-    }
-    identities = [identity for source in found for identity in source.identity()]
-    return _Job(
-        target=Path(os.path.abspath(dataset)),
-        sources=found,
-        tokenizer=chosen,
-        class_names=names,
-        template=template,
-        vocab_size=vocab_size,
-        context=context,
-        workers=workers,
-        shard_bytes=shard_bytes,
-        images=images,
-        request={"sources": identities, "options": options, "version": coreclip.__version__},
-    )
-
-
-def _check_ranges(context: int, workers: int, shard_bytes: int, images: ImageOptions) -> None:
-    rules = (
-        (4 <= context <= 1024, "context", context, "4 to 1024 tokens"),
-        (1 <= workers <= 256, "workers", workers, "1 to 256 processes"),
-        (_SMALLEST_SHARD <= shard_bytes <= 1 << 40, "shard_bytes", shard_bytes, f"{_SMALLEST_SHARD} to 2**40"),
-        (images.max_side is None or images.max_side >= 1, "max_side", images.max_side, "at least 1 pixel"),
-        (images.check in ("decode", "header"), "check", images.check, "decode or header"),
-        (images.max_pixels >= 1, "max_pixels", images.max_pixels, "at least 1"),
-        (1 <= images.quality <= 95, "quality", images.quality, "1 to 95"),
-    )
-    for holds, name, value, rule in rules:
-        if not holds:
-            raise CoreclipError(f"{name} = {value} is not allowed: {rule}")
-
-
-def _check_classes(class_names: Sequence[str] | None, template: str) -> None:
-    try:
-        fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-    except ValueError:
-        fields = []
-    if fields not in ([""], ["0"]):
-        raise CoreclipError(f"template = {template!r} is not allowed: it has {{}} once, where the class name goes")
-    if class_names is None:
-        return
-    names = [class_names] if isinstance(class_names, str) else list(class_names)
-    if isinstance(class_names, str) or not names or len(set(names)) < len(names) or not all(map(str.strip, names)):
-        raise CoreclipError(
-            f"--classes {','.join(names)} is not allowed: a list of different names, none of them empty, in the order "
-            f"of the class numbers"
-        )
-
-
-def _load_tokenizer(tokenizer: PathLike) -> Tokenizer:
-    if os.fspath(tokenizer) == "clip":
-        raise CoreclipError("tokenizer clip is not supported yet; leave it out, or name a tokenizer.json or a data set")
-    path = Path(tokenizer)
-    return Tokenizer.load(path / "tokenizer.json" if path.is_dir() else path)
 
 
 def _is_there(target: Path) -> bool:
@@ -328,7 +209,7 @@ def _explained_full_disk(target: Path) -> Iterator[None]:
         ) from None
 
 
-def _convert(job: _Job) -> None:
+def _convert(job: Job) -> None:
     staging = Staging(job.target.with_name(f".{job.target.name}.partial"))
     if not _is_finished(staging, job.request):
         with WorkerPool(job.workers) as pool:
@@ -346,7 +227,7 @@ def _is_finished(staging: Staging, request: dict[str, Any]) -> bool:
     return description.is_file() and read_json(description, "data set description")["convert"] == request
 
 
-def _plan(staging: Staging, job: _Job, pool: WorkerPool) -> Plan:
+def _plan(staging: Staging, job: Job, pool: WorkerPool) -> Plan:
     """Return what the scan finds, or has found if a run before this one with the same request got so far."""
     request_file, plan_file = staging.work / "request.json", staging.work / "plan.json"
     if (
@@ -358,73 +239,37 @@ def _plan(staging: Staging, job: _Job, pool: WorkerPool) -> Plan:
     remove(staging.path)
     staging.work.mkdir(parents=True)
     write_json(request_file, job.request)
-    plan = _scan(staging, job, pool)
+    plan = scan_sources(job, staging, pool)
     if plan.rows == 0:
-        _give_up(staging, _scan_rejects(staging, plan), job)
+        _give_up(staging, staging.scan_rejects(plan), job)
     if job.class_names is not None and not plan.labels:
         remove(staging.path)
         raise CoreclipError(
             f"--classes {','.join(job.class_names)} names classes, but no pair of the sources has a class number; "
             f"leave it out"
         )
-    needed = plan.bytes_to_store + plan.rows * 512 + 2 * job.context * plan.rows * plan.captions_per_row
-    check_free_disk(job.target, needed)
+    forecast = forecast_work(job, staging, plan)
+    check_free_disk(job.target, forecast.bytes_needed)
     print(
-        f"plan: {plan.rows:,} pairs with {plan.captions:,} captions, about {needed >> 20:,} MiB, {job.workers} workers",
+        f"plan: {plan.rows:,} pairs with {plan.captions:,} captions, about {forecast.bytes_needed >> 20:,} MiB and "
+        f"{forecast.seconds:,.0f} s with {job.workers} workers",
         file=sys.stderr,
     )
-    tokenizer = job.tokenizer or Tokenizer.train(read_captions(_manifest(staging, plan)), job.vocab_size)
+    tokenizer = job.tokenizer or Tokenizer.train(read_captions(staging.manifest(plan)), job.vocab_size)
     tokenizer.save(staging.path / "tokenizer.json")
     write_json(plan_file, asdict(plan))
     return plan
 
 
-def _scan(staging: Staging, job: _Job, pool: WorkerPool) -> Plan:
-    """List all candidates in the parts of a manifest, one for each part of a source; parts are scanned side by side."""
-    plan = Plan()
-    arguments = [
-        (source, job.class_names, job.template, staging.part("manifest", i), staging.part("rejects-scan", i))
-        for i, source in enumerate(job.sources)
-    ]
-    with Progress(None, "scanning", "samples") as progress:
-        if len(arguments) == 1:
-            plan.join(scan_part(*arguments[0], progress=progress))
-        else:
-            for part in [pool.submit(scan_part, *part) for part in arguments]:
-                plan.join(part.result())
-                progress.advance(plan.part_rows[-1])
-    return plan
-
-
-def _manifest(staging: Staging, plan: Plan) -> list[Path]:
-    return [staging.part("manifest", i) for i in range(len(plan.part_rows))]
-
-
-def _scan_rejects(staging: Staging, plan: Plan) -> list[Path]:
-    return [staging.part("rejects-scan", i) for i in range(len(plan.part_rows))]
-
-
-@dataclass(frozen=True, slots=True)
-class _Chunk:
-    """Rows of one part of the manifest and of one range; ``rows_left`` counts the range's from the first of them on."""
-
-    number: int
-    part: int
-    first: int
-    rows: int
-    range: int
-    rows_left: int
-
-
-def _write_shards(staging: Staging, plan: Plan, job: _Job, pool: WorkerPool) -> ShardSequence:
+def _write_shards(staging: Staging, plan: Plan, job: Job, pool: WorkerPool) -> ShardSequence:
     """Prepare and store every candidate that no journal entry of an earlier run covers."""
     table = TableOptions(
         tokenizer=str(staging.path / "tokenizer.json"), captions_per_row=plan.captions_per_row, context=job.context,
         labels=plan.labels, columns=plan.columns,
     )  # fmt: skip
-    manifest = _manifest(staging, plan)
+    manifest = staging.manifest(plan)
     shards = ShardSequence(staging, plan, context=job.context, shard_bytes=job.shard_bytes)
-    under_way: deque[tuple[_Chunk, Future[Prepared]]] = deque()
+    under_way: deque[tuple[Chunk, Future[Prepared]]] = deque()
     journaled: dict[int, Future[None]] = {}
 
     with shards, Progress(plan.rows, "converting", "pairs") as progress:
@@ -438,7 +283,7 @@ def _write_shards(staging: Staging, plan: Plan, job: _Job, pool: WorkerPool) -> 
                 journaled[chunk.range] = shards.end_range()
             progress.advance(chunk.rows)
 
-        for chunk in _chunks(manifest, shards.next_row, job.shard_bytes):
+        for chunk in cut_chunks(manifest, shards.next_row, job.shard_bytes):
             # A conversion that is killed has at most one range for each worker to do again.
             oldest = chunk.range - job.workers
             limit = _CHUNKS_PER_WORKER * job.workers
@@ -454,72 +299,25 @@ def _write_shards(staging: Staging, plan: Plan, job: _Job, pool: WorkerPool) -> 
         while under_way:
             take_first()
     if not shards.whole_shards():
-        _give_up(staging, [*_scan_rejects(staging, plan), *_parts(staging, "rejects", shards)], job)
+        _give_up(staging, [*staging.scan_rejects(plan), *_parts(staging, "rejects", shards)], job)
     return shards
-
-
-def _chunks(manifest: list[Path], first_row: int, shard_bytes: int) -> Iterator[_Chunk]:
-    """Cut the manifest's rows from ``first_row`` on into chunks; none reaches over the end of a range or a part."""
-    number = 0
-    row = 0
-    for range_number, segments in enumerate(_ranges(manifest, shard_bytes)):
-        left = sum(len(sizes) for _, _, sizes in segments)
-        for part, first, sizes in segments:
-            skipped = min(max(first_row - row, 0), len(sizes))
-            row, left = row + len(sizes), left - skipped
-            for start, stop in _cut(sizes[skipped:], _CHUNK_BYTES, _CHUNK_ROWS):
-                yield _Chunk(number, part, first + skipped + start, stop - start, range_number, left)
-                number, left = number + 1, left - (stop - start)
-
-
-def _ranges(manifest: list[Path], shard_bytes: int) -> Iterator[list[tuple[int, int, list[int]]]]:
-    """Yield what will be about one shard each: (part of the manifest, first row in it, bytes of each row)."""
-    segments: list[tuple[int, int, list[int]]] = []
-    n_rows = n_bytes = first = 0
-    for part, all_sizes in itertools.groupby(read_sizes(manifest), key=lambda found: found[0]):
-        first = 0
-        for _, sizes in all_sizes:
-            rest = sizes.tolist()
-            while rest:
-                n = next(_cut(rest, shard_bytes - n_bytes, _MOST_ROWS - n_rows))[1] if n_rows < _MOST_ROWS else 0
-                if n_rows and (n == 0 or n_bytes + rest[0] > shard_bytes):
-                    yield segments
-                    segments, n_rows, n_bytes = [], 0, 0
-                    continue
-                segments.append((part, first, rest[:n]))
-                n_rows, n_bytes, first = n_rows + n, n_bytes + sum(rest[:n]), first + n
-                rest = rest[n:]
-    if segments:
-        yield segments
-
-
-def _cut(sizes: list[int], most_bytes: int, most_rows: int) -> Iterator[tuple[int, int]]:
-    """Cut rows of so many bytes each into runs (start, stop) of at most so many bytes and rows, of one row at least."""
-    start = n_bytes = 0
-    for i, size in enumerate(sizes):
-        if i > start and (n_bytes + size > most_bytes or i - start == most_rows):
-            yield start, i
-            start, n_bytes = i, 0
-        n_bytes += size
-    if len(sizes) > start:
-        yield start, len(sizes)
 
 
 def _parts(staging: Staging, table: str, shards: ShardSequence) -> list[Path]:
     return [staging.part(table, i) for i in range(shards.n_entries)]
 
 
-def _finish(staging: Staging, shards: ShardSequence, plan: Plan, tokenizer: Tokenizer, job: _Job) -> None:
+def _finish(staging: Staging, shards: ShardSequence, plan: Plan, tokenizer: Tokenizer, job: Job) -> None:
     """Write the data set's tables, and its description last: with it the data set is whole."""
     pairs, rejects = staging.path / "pairs.parquet", staging.path / "rejects.parquet"
     merge(_parts(staging, "pairs", shards), pairs, pairs_schema(plan.labels, plan.columns))
-    merge([*_scan_rejects(staging, plan), *_parts(staging, "rejects", shards)], rejects, rejects_schema())
+    merge([*staging.scan_rejects(plan), *_parts(staging, "rejects", shards)], rejects, rejects_schema())
     description = _describe(shards.whole_shards(), pairs, rejects, plan, tokenizer, job)
     write_json(staging.path / "dataset.json", description)
 
 
 def _describe(
-    shards: list[ShardEntry], pairs: Path, rejects: Path, plan: Plan, tokenizer: Tokenizer, job: _Job
+    shards: list[ShardEntry], pairs: Path, rejects: Path, plan: Plan, tokenizer: Tokenizer, job: Job
 ) -> dict[str, Any]:
     n = sum(shard.rows for shard in shards)
     pairs_sha256 = sha256_file(pairs)
@@ -544,7 +342,7 @@ def _describe(
     }
 
 
-def _give_up(staging: Staging, rejects: list[Path], job: _Job) -> None:
+def _give_up(staging: Staging, rejects: list[Path], job: Job) -> None:
     """Say why there is no pair at all, and leave nothing."""
     reasons: dict[str, int] = {}
     for part in rejects:

@@ -95,7 +95,7 @@ def prepare_chunk(
     """Prepare some records of a part of the manifest and hold their bytes; a bad image is a reject, not an exception."""
     Image.MAX_IMAGE_PIXELS = None  # max_pixels rules, and this process does nothing else
     records = read_rows(manifest, first, n_records)
-    outcomes = [_prepare(record, images, table) for record in records]
+    outcomes = [prepare_record(record, images, table.labels) for record in records]
     kept = [i for i, outcome in enumerate(outcomes) if not isinstance(outcome, Reject)]
     prepared = [outcome for outcome in outcomes if not isinstance(outcome, Reject)]
     stored = [image for image, _ in prepared]
@@ -148,11 +148,14 @@ def _libc() -> ctypes.CDLL:
     return library
 
 
-def _prepare(record: Record, images: ImageOptions, table: TableOptions) -> tuple[PreparedImage, str] | Reject:
-    """Return what to store and the SHA-256 of the source's image bytes, or why there is nothing."""
+def prepare_record(record: Record, images: ImageOptions, labels: bool) -> tuple[PreparedImage, str] | Reject:
+    """Return what to store and the SHA-256 of the source's image bytes, or why there is nothing.
+
+    ``labels`` says that every pair must have one.
+    """
     reference = record.image
     reject = Reject(record.source, record.key, "no class number, which other pairs of this data set have")
-    if table.labels and record.label is None:
+    if labels and record.label is None:
         return reject
     try:
         data = read_image(reference)

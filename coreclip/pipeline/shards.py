@@ -17,29 +17,9 @@ from coreclip.pipeline.ledger import pairs_schema, write_pairs, write_rejects
 from coreclip.pipeline.manifest import Plan
 from coreclip.pipeline.preparing import Placement, Prepared
 from coreclip.pipeline.records import Reject
+from coreclip.pipeline.staging import Staging
 
 _MOST_INFLATED = 2  # a shard ends early where what is stored is so many times larger than its sources
-
-
-@dataclass(frozen=True, slots=True)
-class Staging:
-    """Names of the files of a conversion under way: the data set's own in ``path``, the others below ``work``."""
-
-    path: Path
-
-    @property
-    def work(self) -> Path:
-        """Folder of what is removed before the data set is published."""
-        return self.path / "work"
-
-    @property
-    def journal(self) -> Path:
-        """File of the whole shards."""
-        return self.work / "journal.jsonl"
-
-    def part(self, table: str, number: int) -> Path:
-        """File of one entry's rows of ``pairs`` or ``rejects``, or of one part of the manifest."""
-        return self.work / f"{table}-{number:05d}.parquet"
 
 
 @dataclass(slots=True)
