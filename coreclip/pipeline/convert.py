@@ -7,6 +7,7 @@ on the number of workers nor on how often the conversion was stopped. Left out: 
 import contextlib
 import errno
 import hashlib
+import itertools
 import sys
 import time
 from collections import deque
@@ -32,6 +33,7 @@ from coreclip.pipeline.tokenizer import Tokenizer
 from coreclip.pipeline.workers import WorkerPool
 from coreclip.progress import Progress
 
+_MOST_CAPTIONS_TO_LEARN = 1 << 17  # a tokenizer's few thousand merges are settled long before; more cost 50 us each
 _CHUNKS_PER_WORKER = 3  # under way at once: one at work, two waiting
 
 
@@ -255,7 +257,9 @@ def _plan(staging: Staging, job: Job, pool: WorkerPool) -> Plan:
         f"{forecast.seconds:,.0f} s with {job.workers} workers",
         file=sys.stderr,
     )
-    tokenizer = job.tokenizer or Tokenizer.train(read_captions(staging.manifest(plan)), job.vocab_size)
+    every = -(-plan.captions // _MOST_CAPTIONS_TO_LEARN)
+    some_captions = itertools.islice(read_captions(staging.manifest(plan)), 0, None, every)
+    tokenizer = job.tokenizer or Tokenizer.train(some_captions, job.vocab_size)
     tokenizer.save(staging.path / "tokenizer.json")
     write_json(plan_file, asdict(plan))
     return plan

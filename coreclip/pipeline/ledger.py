@@ -13,6 +13,7 @@ from coreclip.pipeline.records import Record, Reject
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_WRITE_BYTES = 1 << 20
 _OWN_COLUMNS = (
     ("index", "int64"),
     ("key", "string"),
@@ -97,7 +98,8 @@ def write_pairs(path: Path, rows: list[tuple[bytes, slice]], first_index: int, s
         "row": pa.array(np.arange(table.num_rows, dtype=np.int32)),
     }
     columns = [place[name] if name in place else table.column(name) for name in schema.names]
-    pq.write_table(pa.Table.from_arrays(columns, schema=schema), path)
+    with buffered_output(path) as file:
+        pq.write_table(pa.Table.from_arrays(columns, schema=schema), file)
 
 
 def _without_places(schema: "pa.Schema") -> "pa.Schema":
@@ -111,14 +113,22 @@ def write_rows(path: Path, rows: list[dict[str, Any]], schema: "pa.Schema") -> N
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pq.write_table(pa.Table.from_pylist(rows, schema), path)
+    with buffered_output(path) as file:
+        pq.write_table(pa.Table.from_pylist(rows, schema), file)
+
+
+def buffered_output(path: Path) -> "pa.NativeFile":
+    """Open a file for a parquet writer, which by itself makes a system call for every page and every length of one."""
+    import pyarrow as pa
+
+    return pa.BufferedOutputStream(pa.OSFile(str(path), "wb"), _WRITE_BYTES)
 
 
 def merge(parts: Iterable[Path], path: Path, schema: "pa.Schema") -> None:
     """Write the rows of ``parts``, in their order, to one parquet file, one part in memory at a time."""
     import pyarrow.parquet as pq
 
-    with pq.ParquetWriter(path, schema) as writer:
+    with buffered_output(path) as file, pq.ParquetWriter(file, schema) as writer:
         for part in parts:
             writer.write_table(pq.read_table(part, schema=schema))
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from coreclip.pipeline.ledger import buffered_output
 from coreclip.pipeline.records import ImageReference, Record
 
 if TYPE_CHECKING:
@@ -101,7 +102,8 @@ class ManifestWriter:
         self.plan = Plan()
         self._columns: dict[str, list[Any]] = {field.name: [] for field in fields(Record)}
         self._schema = _schema()
-        self._file = pq.ParquetWriter(path, self._schema)
+        self._output = buffered_output(path)
+        self._file = pq.ParquetWriter(self._output, self._schema)
 
     def add(self, record: Record) -> None:
         """Append one record."""
@@ -120,6 +122,7 @@ class ManifestWriter:
         if kind is None and self._columns["key"]:
             self._flush()
         self._file.close()
+        self._output.close()
 
     def _flush(self) -> None:
         import pyarrow as pa

@@ -1,0 +1,87 @@
+/* Preloaded into a process and its children: counts calls, and lets the n-th one of a kind fail.
+ *
+ * FAULT_COUNTERS names a file of five int64: calls of write, fsync, rename, decode, and which call is to fail (0: none).
+ * FAULT_KIND is write, fsync or rename; FAULT_ROOT the folder below which calls count. Decodes always count.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+enum { WRITE, FSYNC, RENAME, DECODE, FAIL_AT };
+static const char *NAMES[] = {"write", "fsync", "rename"};
+static volatile int64_t *counters;
+
+__attribute__((constructor)) static void begin(void) {
+    const char *path = getenv("FAULT_COUNTERS");
+    int descriptor = path ? open(path, O_RDWR) : -1;
+    if (descriptor < 0) return;
+    void *memory = mmap(NULL, 40, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
+    counters = memory == MAP_FAILED ? NULL : memory;
+}
+
+static int is_below_root(const char *path) {
+    const char *root = getenv("FAULT_ROOT");
+    return root && strncmp(path, root, strlen(root)) == 0;
+}
+
+static int fails(int kind, const char *path) {
+    const char *wanted = getenv("FAULT_KIND");
+    if (!counters || !is_below_root(path)) return 0;
+    int64_t number = __sync_add_and_fetch(&counters[kind], 1);
+    if (!wanted || strcmp(wanted, NAMES[kind]) != 0 || number != counters[FAIL_AT]) return 0;
+    errno = kind == WRITE ? ENOSPC : EIO;
+    return 1;
+}
+
+static int fails_at(int kind, int descriptor) {
+    char link[64], path[4096];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", descriptor);
+    ssize_t n = readlink(link, path, sizeof path - 1);
+    if (n < 0) return 0;
+    path[n] = 0;
+    return fails(kind, path);
+}
+
+#define NEXT(name, ...) ((__VA_ARGS__) dlsym(RTLD_NEXT, name))
+
+ssize_t write(int descriptor, const void *data, size_t n) {
+    return fails_at(WRITE, descriptor) ? -1 : NEXT("write", ssize_t (*)(int, const void *, size_t))(descriptor, data, n);
+}
+
+ssize_t writev(int descriptor, const struct iovec *parts, int n) {
+    return fails_at(WRITE, descriptor) ? -1 : NEXT("writev", ssize_t (*)(int, const struct iovec *, int))(descriptor, parts, n);
+}
+
+ssize_t pwrite(int descriptor, const void *data, size_t n, off_t at) {
+    return fails_at(WRITE, descriptor) ? -1 : NEXT("pwrite", ssize_t (*)(int, const void *, size_t, off_t))(descriptor, data, n, at);
+}
+
+ssize_t pwrite64(int descriptor, const void *data, size_t n, off64_t at) {
+    return fails_at(WRITE, descriptor) ? -1 : NEXT("pwrite64", ssize_t (*)(int, const void *, size_t, off64_t))(descriptor, data, n, at);
+}
+
+int fsync(int descriptor) { return fails_at(FSYNC, descriptor) ? -1 : NEXT("fsync", int (*)(int))(descriptor); }
+
+int rename(const char *from, const char *to) {
+    return fails(RENAME, to) ? -1 : NEXT("rename", int (*)(const char *, const char *))(from, to);
+}
+
+int renameat(int from_folder, const char *from, int to_folder, const char *to) {
+    return fails(RENAME, to) ? -1 : NEXT("renameat", int (*)(int, const char *, int, const char *))(from_folder, from, to_folder, to);
+}
+
+int tjDecompress2(void *handle, const unsigned char *data, unsigned long n, unsigned char *out, int width, int pitch, int height, int format, int flags) {
+    typedef int (*Decompress)(void *, const unsigned char *, unsigned long, unsigned char *, int, int, int, int, int);
+    void *library = dlopen("libturbojpeg.so.0", RTLD_NOW | RTLD_NOLOAD);
+    if (counters) __sync_add_and_fetch(&counters[DECODE], 1);
+    return ((Decompress) dlsym(library, "tjDecompress2"))(handle, data, n, out, width, pitch, height, format, flags);
+}
