@@ -5,6 +5,7 @@ after the imports; the one round makes the loader and runs an epoch, within ``ad
 """
 
 import resource
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,9 @@ import torch  # noqa: F401  (ffcv imports it in any case)
 from ffcv.fields.decoders import RandomResizedCropRGBImageDecoder
 from ffcv.loader import Loader, OrderOption
 from serving import serve
+
+
+warnings.filterwarnings("ignore", "Pytorch currently doesn't support uint16")  # of a field that is not read
 
 
 def make_loader(beton: str, size: int, low: float, threads: int, batch_size: int) -> Loader:
@@ -29,7 +33,9 @@ def prepare(
         return make_loader(beton, size, low, threads, batch_size)
 
     if task == "first_batch":
-        next(iter(start()))
+        batches = iter(start())
+        next(batches)
+        return lambda: 1 + sum(1 for _ in batches)
     if task == "decode":
         loader = start()
         return lambda: sum(len(images) for _ in range(epochs) for (images,) in loader)

@@ -1,0 +1,130 @@
+"""Peak memory of an epoch: our loader against FFCV's stock one, on ordinary photographs and with one of 24 megapixels.
+
+Each contestant runs in a fresh process; what it holds after its imports is taken first, then it makes the loader and
+runs one epoch, compiling included. The peak of the resident memory is the kernel's own count, reset after the imports;
+of anonymous memory alone (which the page cache's share of the mapped file is no part of) it is sampled. With the large
+photograph FFCV asks for a buffer of its size for every place of five batches: it runs once without a limit, where the
+kernel lends address space of which little is touched, and once with the address space limited to the machine's memory.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from photographs import describe, draw_folder, input_name, one_shard, photo_files
+from side_by_side import Peer, arguments, have_peers, write_result
+
+_GIB = 1 << 30
+_SAMPLING_SECONDS = 0.002
+
+
+@dataclass
+class Peaks:
+    """Memory of a process in MiB: resident and anonymous after its imports and at the most, address space taken since."""
+
+    imports: float
+    resident: float
+    anonymous_imports: float
+    anonymous: float
+    asked: float
+    answer: int | str
+
+    def row(self) -> str:
+        """Return the cells of a table."""
+        cells = (
+            self.imports, self.resident - self.imports, self.anonymous - self.anonymous_imports, self.resident, self.asked
+        )  # fmt: skip
+        return " | ".join(f"{cell:,.0f}" for cell in cells)
+
+
+def status_mib(pid: int) -> dict[str, float]:
+    """Return the memory lines of /proc/PID/status in MiB."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {
+        name: int(value.split()[0]) / 1024
+        for name, _, value in (line.partition(":") for line in lines if " kB" in line)
+    }
+
+
+def run_watched(peer: Peer) -> Peaks:
+    """Run the peer's one round and watch its memory."""
+    Path(f"/proc/{peer.pid}/clear_refs").write_text("5")  # the resident peak starts anew from what there is now
+    before = status_mib(peer.pid)
+    anonymous, done = [before["RssAnon"]], threading.Event()
+
+    def sample() -> None:
+        while not done.wait(_SAMPLING_SECONDS):
+            anonymous.append(status_mib(peer.pid)["RssAnon"])
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    try:
+        answer = peer()
+    finally:
+        done.set()
+        sampler.join()
+    after = status_mib(peer.pid)
+    return Peaks(
+        before["VmRSS"], after["VmHWM"], before["RssAnon"], max(anonymous), after["VmPeak"] - before["VmSize"], answer
+    )
+
+
+def with_outlier(photos: list[Path], scratch: Path) -> list[Path]:
+    """Return copies of the photographs in a folder with one of 6000 x 4000 pixels."""
+    folder = scratch / "mixed"
+    draw_folder(scratch / "outlier", 1, 6000, 4000)
+    shutil.copytree(photos[0].parent, folder)
+    shutil.move(scratch / "outlier" / "000000.jpg", folder / "outlier.jpg")
+    return sorted(folder.glob("*.jpg"))
+
+
+def main() -> None:
+    options = arguments(__doc__ or "", photos="", n=1200, width=500, size=224, threads=0, batch_size=256)
+    threads = options.threads or len(os.sched_getaffinity(0))
+    common = {
+        "task": "memory", "size": options.size, "low": 0.9, "threads": threads, "batch_size": options.batch_size
+    }  # fmt: skip
+    limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    lines = [
+        "| photographs | loader | after the imports | peak above that | of it anonymous | peak in all | address space taken |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    notes, peers = [], []
+    with tempfile.TemporaryDirectory() as temporary:
+        scratch = Path(temporary)
+        photos = photo_files(options, scratch)
+        (scratch / "large").mkdir()
+        for kind, files, folder in (
+            ("ordinary", photos, scratch),
+            ("with one of 24 megapixels", with_outlier(photos, scratch), scratch / "large"),
+        ):
+            dataset = one_shard(files, folder, workers=threads)
+            own = {"script": "coreclip_loader", "python": sys.executable, "dataset": str(dataset.path)}
+            stock = {"script": "ffcv_loader", "beton": str(dataset.shard_path(0))}
+            contestants = {"coreclip": own}
+            if have_peers():
+                contestants |= {
+                    "FFCV stock Loader": stock,
+                    f"the same, limited to {limit / _GIB:.0f} GiB of address space": {**stock, "address_space": limit},
+                }
+            for name, options_of in contestants.items():
+                with Peer(**options_of, **common) as peer:
+                    peaks = run_watched(peer)
+                lines.append(f"| {kind} | {name} | {peaks.row()} |")
+                if peaks.answer != dataset.n:
+                    notes.append(f"\n{name}, photographs {kind}: `{peaks.answer}`")
+                if options_of is not own:
+                    peers.append(peer)
+        lines += ["", f"In MiB. {describe(photos)}; {threads} threads, batches of {options.batch_size}.", *notes]
+    write_result(
+        f"memory_{input_name(options)}", "Peak memory of an epoch", "\n".join(lines), "coreclip", "numba", "torch",
+        peers=peers,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
