@@ -32,8 +32,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
         photos = photo_files(options, Path(temporary))
         dataset = one_shard(photos, Path(temporary), workers=threads)
-        if dataset.n != len(photos):
-            raise SystemExit(f"{len(photos) - dataset.n} photographs were refused; peers would get more than we")
         epochs = math.ceil(options.images / dataset.n)
         common = {
             "size": options.size, "low": options.low, "threads": threads, "batch_size": options.batch_size, "epochs": epochs

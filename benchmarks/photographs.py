@@ -129,7 +129,11 @@ def describe(photos: list[Path]) -> str:
 def one_shard(photos: list[Path], scratch: Path, *, workers: int) -> Dataset:
     """Convert JPEG files, bytes untouched, to a data set of one shard, as stock FFCV reads one file only."""
     captions = scratch / "captions.csv"
-    rows = [f"{photo.resolve()},{caption_of(number)}\n" for number, photo in enumerate(photos)]
+    largest_first = sorted(photos, key=lambda photo: -photo.stat().st_size)  # a shard's first row decides on its pages
+    rows = [f"{photo.resolve()},{caption_of(number)}\n" for number, photo in enumerate(largest_first)]
     captions.write_text("image,caption\n" + "".join(rows))
     convert([photos[0].parent], scratch / "data", captions=captions, workers=workers, shard_bytes=1 << 36)
-    return Dataset(scratch / "data")
+    dataset = Dataset(scratch / "data")
+    if dataset.n != len(photos) or len(dataset.info["shards"]) != 1:
+        raise SystemExit(f"{len(photos)} photographs became {dataset.n} pairs in {len(dataset.info['shards'])} shards")
+    return dataset
