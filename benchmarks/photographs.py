@@ -59,7 +59,7 @@ def _scene(number: int, width: int, height: int, seed: int) -> np.ndarray:
         draw.ellipse((x - radius, y - radius * 0.8, x + radius, y + radius * 0.8), fill=tuple(np.uint8(shade + tint)))
     grey = _pink_noise(rng, height, width)
     # Small pictures of the web are shrunk ones: more detail and less noise for each of their pixels.
-    sharpness, noise = (28, 6.5) if width < 1000 else (20, 3.0)
+    sharpness, noise = (28, 8.0) if width < 1000 else (20, 3.0)
     pixels = np.asarray(colours, np.float32) + (sharpness * grey)[..., None]
     pixels += noise * rng.standard_normal((height, width, 1), np.float32)
     pixels += 0.5 * noise * rng.standard_normal((height, width, 3), np.float32)
