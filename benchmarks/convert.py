@@ -3,7 +3,7 @@
 Measured is the whole command, in a process of its own, imports included, and beside it the rate that converters report
 for themselves. FFCV's writer gets the same JPEG files and captions as a folder, decodes and encodes them (``jpg`` mode,
 quality 90, as many workers) and does not flush; ours writes the bytes as they are, hashes them and flushes every shard.
-``cp -r`` copies the shards, or the folder, and ``sync`` flushes each copy. Before each run the last output is gone, the
+``cp -r`` copies the shards, or the folder, and ``sync`` flushes the file system. Before each run the last output is gone, the
 disk is idle (``sync``) and the sources are in the page cache (``--cache warm``) or dropped from it (``cold``).
 """
 
@@ -17,14 +17,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from photographs import caption_of, describe, input_name, photo_files, write_tars
 from side_by_side import arguments, have_peers, peers_command, ratio, write_result
 
 _DECODE, _HEADER = "coreclip convert", "coreclip convert --check header"
 _FFCV = "FFCV DatasetWriter"
-_CP_SHARDS, _CP_FILES = "cp -r and fsync of the shards", "cp -r and fsync of the files"
+_CP_SHARDS, _CP_FILES = "cp -r and sync of the shards", "cp -r and sync of the loose files"
 _PAGE_BYTES = 32 << 20  # of FFCV's file; its 8 MiB are too few for the largest photographs
 
 
@@ -35,7 +35,7 @@ class Run(NamedTuple):
 
 def main() -> None:
     options = arguments(
-        __doc__ or "", photos="", n=5000, width=500, workers=0, rounds=5, per_tar=1000, cache="warm", scratch=""
+        __doc__ or "", photos="", n=5000, width=500, workers=0, rounds=3, per_tar=1000, cache="warm", scratch=""
     )
     workers = options.workers or len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(dir=options.scratch or None) as temporary:
@@ -55,13 +55,20 @@ def main() -> None:
             _CP_SHARDS: lambda out: copy(shards, out),
             _CP_FILES: lambda out: copy(files, out),
         }
+        versions: dict[str, str] = {}
         if have_peers():
-            contestants[_FFCV] = lambda out: run_ffcv(files, out, workers, n)
+            contestants[_FFCV] = lambda out: run_ffcv(files, out, workers, n, versions)
         runs = measure_conversions(contestants, [shards, files], scratch / "out", options.rounds, options.cache)
     body = table(runs, n, n_bytes)
     body += f"\n\n{summary}, {n_bytes / 1e9:.2f} GB; {workers} workers; sources {options.cache}."
     write_result(
-        f"convert_{input_name(options)}_{n}_{options.cache}", "Conversion", body, "coreclip", "ffcv", "numpy", "pillow"
+        f"convert_{input_name(options)}_{n}_{options.cache}",
+        "Conversion",
+        body,
+        "coreclip",
+        "numpy",
+        "pillow",
+        peers=versions,
     )
 
 
@@ -95,29 +102,31 @@ def set_cached(file: Path, state: str) -> None:
 
 def run_ours(shards: Path, out: Path, workers: int, n: int, *more: str) -> float:
     command = [sys.executable, "-m", "coreclip", "convert", str(shards), str(out), "--workers", str(workers), "--json"]
-    return reported_seconds([*command, *more], n)
+    return run_converter([*command, *more], n)["seconds"]
 
 
-def run_ffcv(files: Path, out: Path, workers: int, n: int) -> float:
+def run_ffcv(files: Path, out: Path, workers: int, n: int, versions: dict[str, str]) -> float:
     out.mkdir()
     options = {"folder": str(files), "beton": str(out / "photographs.beton"), "page_bytes": _PAGE_BYTES}
-    return reported_seconds(peers_command("ffcv_convert", workers=workers, **options), n)
+    report = run_converter(peers_command("ffcv_convert", workers=workers, **options), n)
+    versions |= report["versions"]
+    return report["seconds"]
 
 
-def reported_seconds(command: list[str], n: int) -> float:
-    """Run a converter and return the seconds of its report; n pairs must have been written."""
+def run_converter(command: list[str], n: int) -> dict[str, Any]:
+    """Run a converter and return its report; n pairs must have been written."""
     finished = subprocess.run(command, capture_output=True, text=True)
     if finished.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{finished.stderr}")
     report = json.loads(finished.stdout.splitlines()[-1])
     if report["pairs"] != n:
         raise SystemExit(f"{' '.join(command)} wrote {report['pairs']} of {n} pairs")
-    return report["seconds"]
+    return report
 
 
 def copy(source: Path, out: Path) -> None:
     subprocess.run(["cp", "-r", str(source), str(out)], check=True)
-    subprocess.run(["find", str(out), "-type", "f", "-exec", "sync", "{}", "+"], check=True)
+    subprocess.run(["sync", "--file-system", str(out)], check=True)
 
 
 def table(runs: dict[str, list[Run]], n: int, n_bytes: int) -> str:

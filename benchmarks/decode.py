@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from photographs import describe, input_name, one_shard, photo_files
-from side_by_side import arguments, measure, start_peers, table, write_result
+from side_by_side import arguments, measure, start_peers, table, versions_of, write_result
 
 from coreclip.pipeline import make_loader
 from coreclip.pipeline.decode import load_decoder
@@ -66,7 +66,7 @@ def main() -> None:
         "coreclip",
         "numba",
         "torch",
-        peers=peers.values(),
+        peers=versions_of(peers.values()),
     )
 
 

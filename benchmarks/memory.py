@@ -15,9 +15,12 @@ import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from photographs import describe, draw_folder, input_name, one_shard, photo_files
 from side_by_side import Peer, arguments, have_peers, write_result
+
+from coreclip.pipeline import Dataset
 
 _SAMPLING_SECONDS = 0.002
 
@@ -89,37 +92,42 @@ def with_outlier(photos: list[Path], scratch: Path) -> list[Path]:
     return sorted(folder.glob("*.jpg"))
 
 
+def measure_epochs(dataset: Dataset, rounds: int, versions: dict[str, str], **common: Any) -> dict[str, list[Peaks]]:
+    """Run an epoch of each loader in fresh processes, in turn; the peers' ``versions`` are added to."""
+    contestants: dict[str, dict[str, Any]] = {
+        "coreclip": {"script": "coreclip_loader", "python": sys.executable, "dataset": str(dataset.path)}
+    }
+    if have_peers():
+        contestants["FFCV stock Loader"] = {"script": "ffcv_loader", "beton": str(dataset.shard_path(0))}
+    runs: dict[str, list[Peaks]] = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, own in contestants.items():
+            with Peer(**own, task="memory", **common) as peer:
+                runs[name].append(run_watched(peer))
+            if name != "coreclip":
+                versions |= peer.versions
+    return runs
+
+
 def main() -> None:
     options = arguments(__doc__ or "", photos="", n=1200, width=500, size=224, threads=0, rounds=3, batch_size=256)
     threads = options.threads or len(os.sched_getaffinity(0))
-    common = {
-        "task": "memory", "size": options.size, "low": 0.9, "threads": threads, "batch_size": options.batch_size
-    }  # fmt: skip
     lines = [
         "| photographs | loader | after the imports | peak above that | of it anonymous | peak in all | address space taken |",
         "|---|---|---|---|---|---|---|",
     ]
     notes: list[str] = []
-    versions: dict[str, Peer] = {}
+    versions: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
         photos = photo_files(options, scratch)
-        (scratch / "large").mkdir()
-        for kind, files, folder in (
-            ("ordinary", photos, scratch),
-            ("with one of 24 megapixels", with_outlier(photos, scratch), scratch / "large"),
-        ):
-            dataset = one_shard(files, folder, workers=threads)
-            own = {"script": "coreclip_loader", "python": sys.executable, "dataset": str(dataset.path)}
-            contestants = {"coreclip": own}
-            if have_peers():
-                contestants["FFCV stock Loader"] = {"script": "ffcv_loader", "beton": str(dataset.shard_path(0))}
-            runs: dict[str, list[Peaks]] = {name: [] for name in contestants}
-            for _ in range(options.rounds):
-                for name, options_of in contestants.items():
-                    with Peer(**options_of, **common) as peer:
-                        runs[name].append(run_watched(peer))
-                    versions |= {} if options_of is own else {name: peer}
+        for kind in ("ordinary", "one of 24 megapixels"):
+            files = photos if kind == "ordinary" else with_outlier(photos, scratch)
+            (scratch / kind).mkdir()
+            dataset = one_shard(files, scratch / kind, workers=threads)
+            runs = measure_epochs(
+                dataset, options.rounds, versions, size=options.size, low=0.9, threads=threads, batch_size=options.batch_size
+            )  # fmt: skip
             for name, peaks in runs.items():
                 lines.append(f"| {kind} | {name} | {table_row(peaks)} |")
                 if peaks[0].answer != dataset.n:
@@ -127,7 +135,7 @@ def main() -> None:
         lines += ["", f"In MiB. {describe(photos)}; {threads} threads, batches of {options.batch_size}.", *notes]
     write_result(
         f"memory_{input_name(options)}", "Peak memory of an epoch", "\n".join(lines), "coreclip", "numba", "torch",
-        peers=versions.values(),
+        peers=versions,
     )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ def main() -> None:
     counts = [count for count in (1, 2, 4, 8, 16, 32, 64) if count < len(cores)] + [len(cores)]
     with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
         photos = photo_files(options, Path(temporary))
+        summary = describe(photos)
         dataset = one_shard(photos, Path(temporary), workers=len(cores))
         epochs = math.ceil(options.images / dataset.n)
         jpegs = [dataset.image_bytes(index) for index in range(dataset.n)] * epochs
@@ -45,7 +46,7 @@ def main() -> None:
             f"| {count} | {statistics.median(rates):,.4g} | {rates[0]:,.4g} - {rates[-1]:,.4g} "
             f"| {efficiency(seconds, 'coreclip', count)} | {efficiency(seconds, 'limit', count)} |"
         )
-    lines += ["", f"{describe(photos)}; batches of {options.batch_size}."]
+    lines += ["", f"{summary}; batches of {options.batch_size}."]
     write_result(
         f"scaling_{input_name(options)}", "Scaling of the loader over cores", "\n".join(lines), "coreclip", "numba"
     )

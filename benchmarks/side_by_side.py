@@ -85,6 +85,11 @@ def start_peers(stack: contextlib.ExitStack, scripts: dict[str, tuple[str, dict[
     return {name: stack.enter_context(Peer(script, **options)) for name, (script, options) in scripts.items()}
 
 
+def versions_of(peers: Iterable[Peer]) -> dict[str, str]:
+    """Return the versions of the packages that some peers run."""
+    return {package: version for peer in peers for package, version in peer.versions.items()}
+
+
 def measure(
     contestants: dict[str, Callable[[], Any]], *, rounds: int, warmup: int = 1, expected: Any = None
 ) -> dict[str, list[float]]:
@@ -131,11 +136,15 @@ def machine(*packages: str) -> str:
     )
 
 
-def write_result(name: str, title: str, body: str, *packages: str, peers: Iterable[Peer] = ()) -> None:
-    """Print a result and write it to ``benchmarks/results/NAME.md`` with the command that made it."""
+def write_result(name: str, title: str, body: str, *packages: str, peers: dict[str, str] | None = None) -> None:
+    """Print a result and write it to ``benchmarks/results/NAME.md`` with the command that made it.
+
+    ``peers`` is the versions of what the peers run: none where their environment is missing, None where there are none.
+    """
     command = "python " + " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-    versions = {package: version for peer in peers for package, version in peer.versions.items()}
-    theirs = "; peers: " + ", ".join(map(" ".join, versions.items())) if versions else ""
+    theirs = "; peers: " + ", ".join(map(" ".join, peers.items())) if peers else ""
+    if peers is not None and not peers:
+        body += "\n\nPeers are left out, as `make bench-peers` was not run."
     text = f"# {title}\n\n`{command}`: {machine(*packages)}{theirs}\n\n{body}\n"
     print(text)
     (_HERE / "results" / f"{name}.md").write_text(text, encoding="utf-8")

@@ -21,6 +21,7 @@ def main() -> None:
     threads = options.threads or len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as temporary:
         photos = photo_files(options, Path(temporary))
+        summary = describe(photos)
         dataset = one_shard(photos, Path(temporary), workers=threads)
         common = {
             "task": "first_batch", "size": options.size, "low": 0.9, "threads": threads, "batch_size": options.batch_size
@@ -42,10 +43,10 @@ def main() -> None:
     for name, values in seconds.items():
         share = "" if name == "coreclip" else ratio(seconds["coreclip"], values)
         lines.append(f"| {name} | {statistics.median(values):.2f} | {min(values):.2f} - {max(values):.2f} | {share} |")
-    lines += ["", f"{describe(photos)}; {threads} threads, batches of {options.batch_size}."]
+    lines += ["", f"{summary}; {threads} threads, batches of {options.batch_size}."]
     write_result(
         f"startup_{input_name(options)}", "From the start of the process to the first batch", "\n".join(lines),
-        "coreclip", "numba", "torch", peers=[peer] if len(contestants) > 1 else [],
+        "coreclip", "numba", "torch", peers=peer.versions if len(contestants) > 1 else {},
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 The samples come as PyTorch data sets give them: the picture that Pillow decodes, which the field encodes anew.
 """
 
+import importlib.metadata
 import json
 import sys
 import time
@@ -32,7 +33,9 @@ def main(folder: str, beton: str, workers: int, page_bytes: int) -> None:
     writer = DatasetWriter(beton, fields, page_size=page_bytes, num_workers=workers)
     dataset = Photographs(folder)
     writer.from_indexed_dataset(dataset)
-    print(json.dumps({"pairs": len(dataset), "seconds": time.perf_counter() - start}))
+    seconds = time.perf_counter() - start
+    versions = {package: importlib.metadata.version(package) for package in ("ffcv", "opencv-python", "pillow")}
+    print(json.dumps({"pairs": len(dataset), "seconds": seconds, "versions": versions}))
 
 
 if __name__ == "__main__":
