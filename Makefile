@@ -1,14 +1,17 @@
 # make demo   the main job on embedded data, into demo-report/
 # make test   ruff, mypy and every test
+# make bench  every benchmark, with results in benchmarks/results/; make bench-peers before it for what they compare with
 # Each of them makes the environment in .venv/ when it is not there yet, and only then.
 
 PYTHON ?= python3
 PARTS := coreclip tests benchmarks examples
 BIN := .venv/bin
 READY := .venv/.ready
+PEERS := .venv-peers
+BENCH_MODULES := benchmarks/photographs.py benchmarks/side_by_side.py
 DEBIAN_PACKAGES := g++ libopencv-dev libturbojpeg0-dev pkg-config python3-dev python3-venv
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format bench bench-peers clean
 
 demo: $(READY)
 	$(BIN)/coreclip demo demo-report
@@ -26,7 +29,16 @@ format: $(READY)
 	$(BIN)/ruff check --fix $(wildcard $(PARTS))
 
 bench: $(READY)
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out $(BENCH_MODULES),$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+
+bench-peers: $(PEERS)/.ready
+
+$(PEERS)/.ready: benchmarks/peers.txt constraints.txt
+	@sh .ci/debian-packages $(DEBIAN_PACKAGES)
+	rm -rf $(PEERS)
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --constraint constraints.txt --requirement benchmarks/peers.txt
+	touch $@
 
 # The stamp is written last: an installation that broke off is begun again.
 $(READY): constraints.txt pyproject.toml
@@ -37,4 +49,4 @@ $(READY): constraints.txt pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis demo-report
+	rm -rf .venv $(PEERS) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis demo-report

@@ -1,106 +1,98 @@
-"""Decode + random crop + resize to a square: our loader against FFCV's stock decoder and against Pillow in a DataLoader.
+"""Decode + random crop + resize to a square: our loader against FFCV's stock decoder, Pillow in a DataLoader, DALI's CPU.
 
-The same JPEG bytes, the same number of threads or workers, a warm cache. Without ``--photos`` the photographs are drawn.
+The same JPEG bytes, the same number of threads or workers, a warm cache, each peer in a process of its own that waits
+while the others run; a round is as many epochs as make about ``--images`` images. Every contestant uses its own
+filter: ours and Pillow the antialiased bicubic, FFCV OpenCV's INTER_AREA, DALI its antialiased triangle. The last row
+is the entropy decoding alone (the smallest inverse DCT, 1/8, no crop, no resize), which no decoder of these bytes can
+leave out.
 """
 
-import io
+import contextlib
+import ctypes
+import math
+import os
 import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-from side_by_side import arguments, measure, table, write_result
+from photographs import describe, input_name, one_shard, photo_files
+from side_by_side import arguments, measure, start_peers, table, versions_of, write_result
 
-from coreclip.pipeline import Dataset, convert, make_loader
-
-
-def draw_photos(folder: Path, n: int) -> None:
-    """Write n JPEGs of 500 x 375 with texture at every scale, about as large as photographs are."""
-    rng = np.random.default_rng(0)
-    for number in range(n):
-        image = np.zeros((375, 500, 3))
-        for side in (4, 16, 64, 256):
-            layer = Image.fromarray(rng.integers(0, 256, (side * 3 // 4, side, 3), dtype=np.uint8))
-            image += np.asarray(layer.resize((500, 375), Image.Resampling.BICUBIC)) * (16 / side) ** 0.7
-        image += rng.normal(0, 6, image.shape)
-        Image.fromarray(np.uint8(np.clip(image / 4, 0, 255))).save(folder / f"{number:05d}.jpg", quality=90)
+from coreclip.pipeline import make_loader
+from coreclip.pipeline.decode import load_decoder
 
 
 def main() -> None:
-    options = arguments(__doc__ or "", photos="", n=600, size=224, threads=2, rounds=5, batch_size=64)
-    with tempfile.TemporaryDirectory() as temporary:
-        photos = Path(options.photos or temporary) if options.photos else Path(temporary) / "photos"
-        if not options.photos:
-            photos.mkdir()
-            draw_photos(photos, options.n)
-        names = sorted(photos.glob("*.jpg"))
-        captions = Path(temporary) / "captions.csv"
-        captions.write_text(
-            "image,caption\n" + "".join(f"{name.resolve()},photo {i}\n" for i, name in enumerate(names))
+    options = arguments(
+        __doc__ or "", photos="", n=600, width=500, size=224, low=0.9, threads=0, rounds=7, batch_size=64, images=3000
+    )
+    threads = options.threads or len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
+        photos = photo_files(options, Path(temporary))
+        dataset = one_shard(photos, Path(temporary), workers=threads)
+        epochs = math.ceil(options.images / dataset.n)
+        common = {
+            "size": options.size, "low": options.low, "threads": threads, "batch_size": options.batch_size, "epochs": epochs
+        }  # fmt: skip
+        ours = make_loader(
+            dataset, batch_size=options.batch_size, image_size=options.size, crop_scale=(options.low, 1.0), workers=threads
+        )  # fmt: skip
+        beton, folder = str(dataset.shard_path(0)), str(photos[0].parent)
+        peers = start_peers(
+            stack,
+            {
+                "FFCV stock Loader": ("ffcv_loader", {"task": "decode", "beton": beton, **common}),
+                "torch DataLoader + Pillow": ("pillow_loader", {"photos": folder, **common}),
+                "DALI, random_resized_crop": ("dali_loader", {"photos": folder, "variant": "whole", **common}),
+                "DALI, image_random_crop": ("dali_loader", {"photos": folder, "variant": "fused", **common}),
+            },
         )
-        convert([photos], Path(temporary) / "data", captions=captions, workers=options.threads)
-        dataset = Dataset(Path(temporary) / "data")
-        seconds = measure(contestants(dataset, options), rounds=options.rounds)
-        body = table(seconds, items=dataset.n, unit="images", ours="coreclip")
+        jpegs = [dataset.image_bytes(index) for index in range(dataset.n)]
+        contestants = {
+            "coreclip": lambda: sum(len(batch) for _ in range(epochs) for batch in ours),
+            **peers,
+            "limit: entropy decoding alone": entropy_decoding(stack, jpegs * epochs, threads),
+        }
+        items = epochs * dataset.n
+        seconds = measure(contestants, rounds=options.rounds, expected=items)
+        body = table(seconds, items=items, unit="images", ours="coreclip")
+        body += f"\n\n{describe(photos)}; {threads} threads, batches of {options.batch_size}."
     write_result(
-        f"decode_{options.size}",
-        f"Decode, crop (0.9 - 1.0) and resize to {options.size} pixels",
+        f"decode_{options.size}_{options.low:g}_{input_name(options)}",
+        f"Decode, crop ({options.low:g} - 1) and resize to {options.size} pixels",
         body,
         "coreclip",
-        "ffcv",
-        "pillow",
+        "numba",
         "torch",
+        peers=versions_of(peers.values()),
     )
 
 
-def contestants(dataset: Dataset, options):
-    """Return a callable for each contestant that decodes the whole data set once."""
-    import torch
-    from ffcv.fields.decoders import RandomResizedCropRGBImageDecoder
-    from ffcv.loader import Loader, OrderOption
+def entropy_decoding(stack: contextlib.ExitStack, jpegs: list[bytes], threads: int) -> Callable[[], int]:
+    """Return a contestant that decodes each file to an eighth of its sides, the parts of the list on threads."""
+    library = load_decoder()
+    pool = stack.enter_context(ThreadPoolExecutor(threads))
+    address = ctypes.c_void_p
 
-    ours = make_loader(dataset, batch_size=options.batch_size, image_size=options.size, workers=options.threads)
-    decoder = RandomResizedCropRGBImageDecoder((options.size, options.size), scale=(0.9, 1.0))
-    shards = sorted(dataset.path.glob("*.beton"))
-    if len(shards) != 1:
-        raise SystemExit("the stock loader reads one file; take fewer photographs")
-    stock = Loader(
-        str(shards[0]), batch_size=options.batch_size, num_workers=options.threads, order=OrderOption.RANDOM, os_cache=True,
-        drop_last=False, pipelines={"image": [decoder], "captions": None, "tokens": None, "index": None},
-    )  # fmt: skip
-    jpegs = [dataset.image_bytes(index) for index in range(dataset.n)]
-    pillow = torch.utils.data.DataLoader(
-        PillowCrops(jpegs, options.size), batch_size=options.batch_size, shuffle=True, num_workers=options.threads
-    )
+    def decode(part: list[bytes]) -> int:
+        handle = address(library.tjInitDecompress())
+        width, height, subsampling, colours = (ctypes.c_int() for _ in range(4))
+        pixels, n = np.empty(0, np.uint8), 0
+        for jpeg in part:
+            size = ctypes.c_ulong(len(jpeg))
+            sides = [ctypes.byref(number) for number in (width, height, subsampling, colours)]
+            library.tjDecompressHeader3(handle, jpeg, size, *sides)
+            w, h = (width.value + 7) // 8, (height.value + 7) // 8
+            if pixels.size < 3 * w * h:
+                pixels = np.empty(3 * w * h, np.uint8)
+            n += library.tjDecompress2(handle, jpeg, size, address(pixels.ctypes.data), w, 0, h, 0, 0) == 0
+        library.tjDestroy(handle)
+        return n
 
-    def consume(loader):
-        for _ in loader:
-            pass
-
-    return {
-        "coreclip": lambda: consume(ours),
-        "ffcv stock Loader": lambda: consume(stock),
-        "torch DataLoader + Pillow": lambda: consume(pillow),
-    }
-
-
-class PillowCrops:
-    """The random-resized-crop of torchvision's recipe with Pillow's bicubic resize."""
-
-    def __init__(self, jpegs: list[bytes], size: int) -> None:
-        self.jpegs, self.size = jpegs, size
-
-    def __len__(self) -> int:
-        return len(self.jpegs)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        with Image.open(io.BytesIO(self.jpegs[index])) as image:
-            rgb = image.convert("RGB")
-        scale = np.sqrt(np.random.default_rng().uniform(0.9, 1.0))
-        width, height = int(rgb.width * scale), int(rgb.height * scale)
-        left, top = (rgb.width - width) // 2, (rgb.height - height) // 2
-        box = (left, top, left + width, top + height)
-        return np.array(rgb.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box))
+    parts = [jpegs[start::threads] for start in range(threads)]
+    return lambda: sum(pool.map(decode, parts))
 
 
 if __name__ == "__main__":
