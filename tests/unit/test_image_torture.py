@@ -317,6 +317,7 @@ PAIRS: dict[str, Callable[[], bytes]] = {
     "two-jpegs": lambda: encode() + encode(pixels=PICTURE[::-1]),
     "mpo": lambda: animated("MPO"),
     "stray-bytes-in-header": lambda: inserted(encode(), 20, b"stray bytes"),
+    "grey-stray-bytes-in-header": lambda: inserted(encode("L"), 20, b"stray bytes"),
     "stray-bytes-before-end": lambda: inserted(encode(), -2, b"stray"),
     "fill-bytes-before-markers": lambda: inserted(encode(), 2, b"\xff" * 9),
     "without-jfif": lambda: without(encode(), 0xE0),
