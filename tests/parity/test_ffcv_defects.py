@@ -98,10 +98,10 @@ def stock_images(path: Path) -> dict[int, np.ndarray | None]:
     return {index: batch[0].numpy()[0].copy() for index, batch in enumerate(batches)}
 
 
-def our_images(dataset: Dataset) -> dict[int, np.ndarray | None]:
+def our_images(dataset: Dataset, subset: Sequence[int] | None = None) -> dict[int, np.ndarray | None]:
     """Return what our loader's centre crops of full height say, laid back into full pictures, and None where invalid."""
     delivered: dict[int, np.ndarray | None] = {}
-    for batch in make_loader(dataset, train=False, batch_size=1, image_size=SIZE[1], prefetch=1):
+    for batch in make_loader(dataset, subset=subset, train=False, batch_size=1, image_size=SIZE[1], prefetch=1):
         index = int(batch.index[0])
         square = batch.images[0].permute(1, 2, 0).numpy()
         whole = picture(index)
@@ -205,6 +205,34 @@ def test_01_a_failed_decode_delivers_another_image(tmp_path: Path) -> None:
     assert np.array_equal(stock[5], stock[2])
     assert wrong_images(ours) == []
     assert [index for index, pixels in ours.items() if pixels is None] == [4, 5, 7]
+
+
+def without_segments(jpeg: bytes, marker: int) -> bytes:
+    """Return a JPEG without its header's segments of one kind."""
+    kept, at = jpeg[:2], 2
+    while jpeg[at + 1] != 0xDA:
+        end = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+        kept += b"" if jpeg[at + 1] == marker else jpeg[at:end]
+        at = end
+    return kept + jpeg[at:]
+
+
+def test_01_an_image_without_tables_is_decoded_with_anothers(tmp_path: Path) -> None:
+    """libjpeg keeps a decompressor's tables: a decoder that serves several files lends those of one to the next."""
+    lender = {i: encode_jpeg(picture(i), quality=60, optimize=True) for i in (0, 2)}
+    borrowers = {
+        1: without_segments(encode_jpeg(picture(1), quality=95), 0xDB),  # can't be decoded
+        3: without_segments(encode_jpeg(picture(3)), 0xC4),  # to be decoded with the standard's tables
+    }
+    with make_dataset(tmp_path / "data", 5, rows_per_shard=5, size=SIZE, images=lender | borrowers) as dataset:
+        assert 1 in wrong_images(stock_images(dataset.shard_path(0)))
+        valid = {}
+        for order in ([0, 1, 2, 3, 4], [4, 3, 1, 2, 0], [1], [3]):
+            ours = our_images(dataset, order)
+            assert wrong_images(ours) == []
+            for index, pixels in ours.items():
+                assert valid.setdefault(index, pixels is not None) is (pixels is not None), (index, order)
+    assert not valid[1]
 
 
 def test_01_conversion_stores_what_can_be_decoded_and_names_the_rest(difficult: dict[str, Any]) -> None:
