@@ -163,6 +163,7 @@ def convert(
     max_side: Annotated[int | None, typer.Option(help="Shrink images with a longer side, pixels.")] = None,
     check: Annotated[str, typer.Option(help="decode every image, or read its header only.")] = "decode",
     workers: Annotated[int | None, typer.Option(help="Processes. Default: all cores.", show_default=False)] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print pairs, disk and time, and write nothing.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Convert image-text pairs into a data set of FFCV .beton shards.
@@ -172,8 +173,9 @@ def convert(
     Example: coreclip convert 'shards/train-{00000..00004}.tar' flickr
     """
     from coreclip.pipeline import convert as run_convert
+    from coreclip.pipeline import plan_conversion
 
-    report = run_convert(
+    report = (plan_conversion if plan else run_convert)(
         sources,
         dataset,
         captions=captions,

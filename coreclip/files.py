@@ -139,11 +139,16 @@ def check_free_disk(path: str | os.PathLike[str], n_bytes: int) -> None:
     CoreclipError
         Names what is needed and what is free, in MiB.
     """
-    existing = Path(path).absolute()
-    while not existing.exists():
-        existing = existing.parent
-    free = shutil.disk_usage(existing).free
+    free = free_disk(path)
     if free < n_bytes:
         raise CoreclipError(
             f"not enough disk for {path}: {n_bytes >> 20} MiB needed, {free >> 20} MiB free; free some or name another disk"
         )
+
+
+def free_disk(path: str | os.PathLike[str]) -> int:
+    """Return the bytes that are free on the disk of a path that need not be there yet."""
+    existing = Path(path).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return shutil.disk_usage(existing).free

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from coreclip.pipeline.ffcv_loader import make_ffcv_loader
     from coreclip.pipeline.inspect import inspect
     from coreclip.pipeline.loader import Batch, Loader, make_loader
+    from coreclip.pipeline.planning import ConversionPlan, plan_conversion
     from coreclip.pipeline.scenes import draw_scenes
     from coreclip.pipeline.tokenizer import Tokenizer
 
 __all__ = [
     "Batch",
+    "ConversionPlan",
     "ConvertReport",
     "Dataset",
     "Loader",
@@ -28,10 +30,12 @@ __all__ = [
     "inspect",
     "make_ffcv_loader",
     "make_loader",
+    "plan_conversion",
 ]
 
 _MODULES = {
     "Batch": "coreclip.pipeline.loader",
+    "ConversionPlan": "coreclip.pipeline.planning",
     "ConvertReport": "coreclip.pipeline.convert",
     "Dataset": "coreclip.pipeline.dataset",
     "Loader": "coreclip.pipeline.loader",
@@ -41,6 +45,7 @@ _MODULES = {
     "inspect": "coreclip.pipeline.inspect",
     "make_ffcv_loader": "coreclip.pipeline.ffcv_loader",
     "make_loader": "coreclip.pipeline.loader",
+    "plan_conversion": "coreclip.pipeline.planning",
 }
 
 

@@ -18,7 +18,7 @@ import json
 import mmap
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +30,7 @@ from coreclip.errors import CoreclipError
 
 MIN_PAGE = 1 << 21
 MAX_PAGE = 1 << 31
+TOKEN_BYTES = 2
 MODES = ("jpg", "raw")  # a mode's place is its code in the file
 
 _VERSION = 2
@@ -89,16 +90,50 @@ def page_size_for(n_bytes: int) -> int:
     return max(MIN_PAGE, 1 << (n_bytes - 1).bit_length())
 
 
-class ShardWriter:
-    """Writes one shard, row by row, with one page in memory; a context manager.
+@dataclass(frozen=True, slots=True)
+class RowFacts:
+    """What a shard's tables say of some rows, beside their addresses.
 
-    Until :meth:`close` has returned, the file has no valid header and every reader refuses it. Leaving the context by
-    an exception removes the file. Equal rows and parameters give equal bytes.
+    Attributes
+    ----------
+    mode : uint8 (b,)
+        Places in :data:`MODES`.
+    width, height : int64 (b,)
+        Pixels, 1 to 65535; a JPEG's own, before any rotation that its EXIF data ask for.
+    n_caption_bytes, n_image_bytes : int64 (b,)
+        Of :func:`encode_captions` and of the stored image.
+    index : int64 (b,)
+        The pairs' places in the whole data set.
+    label : int64 (b,) or None
+    """
+
+    mode: np.ndarray
+    width: np.ndarray
+    height: np.ndarray
+    n_caption_bytes: np.ndarray
+    n_image_bytes: np.ndarray
+    index: np.ndarray
+    label: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.mode)
+
+    def __getitem__(self, part: slice) -> "RowFacts":
+        return RowFacts(
+            mode=self.mode[part], width=self.width[part], height=self.height[part],
+            n_caption_bytes=self.n_caption_bytes[part], n_image_bytes=self.n_image_bytes[part], index=self.index[part],
+            label=None if self.label is None else self.label[part],
+        )  # fmt: skip
+
+
+class ShardLayout:
+    """Where the rows of a shard lie, and the tables that say so; no file is touched.
+
+    Whoever writes the rows' bytes to the places that :meth:`place` returns, then :meth:`tables`, and :meth:`header` last,
+    has written the shard; what is between rows must read as zeros. Equal rows and parameters give equal bytes.
 
     Parameters
     ----------
-    path : path
-        Overwritten.
     captions_per_row : int
         Rows m of a token array.
     context : int
@@ -109,13 +144,153 @@ class ShardWriter:
         Bytes, a power of two of at least 2 MiB, see :func:`page_size_for`.
     max_rows : int
         Rows for which metadata is reserved (48 or 56 bytes each, as a hole in the file where they do not come).
+    name : str
+        Of the shard, for messages.
 
     Attributes
     ----------
     rows : int
-        Added so far.
+        Placed so far.
     stored_bytes : int
-        Image bytes added so far.
+        Image bytes placed so far.
+    page_size, max_rows : int
+    """
+
+    def __init__(
+        self,
+        *,
+        captions_per_row: int,
+        context: int,
+        labels: bool,
+        page_size: int = MIN_PAGE,
+        max_rows: int,
+        name: str = "of a data set",
+    ) -> None:
+        for parameter, value in (
+            ("captions_per_row", captions_per_row), ("context", context), ("max_rows", max_rows),
+        ):  # fmt: skip
+            if value < 1:
+                raise CoreclipError(f"{parameter} = {value} of shard {name} is not allowed: it must be at least 1")
+        if not _is_page_size(page_size):
+            raise CoreclipError(
+                f"page_size = {page_size} of shard {name} is not allowed: a power of two, {MIN_PAGE} to {MAX_PAGE} bytes"
+            )
+        self.rows = 0
+        self.stored_bytes = 0
+        self.page_size, self.max_rows = page_size, max_rows
+        self._name = name
+        self._token_shape = (captions_per_row, context)
+        self._token_bytes = captions_per_row * context * _TOKEN.itemsize
+        self._labels = labels
+        self._metadata = np.zeros(max_rows, _metadata_type(labels))
+        self._image_sizes = np.zeros(max_rows, np.uint64)
+        data_start = _metadata_start(labels) + self._metadata.nbytes
+        self._end = -(-data_start // page_size) * page_size
+
+    def place(self, rows: "RowFacts") -> np.ndarray:
+        """Give the next rows their places.
+
+        Returns
+        -------
+        int64 (b,)
+            Addresses; at each lie the row's tokens, captions and image side by side (:func:`row_bytes`).
+
+        Raises
+        ------
+        CoreclipError
+            For a value against the rules or a row larger than a page; the layout is then as it was before.
+        """
+        self._check_rows(rows)
+        n_bytes = self.row_sizes(rows)
+        addresses = np.empty(len(rows), np.int64)
+        end, page = self._end, self.page_size
+        for i, n in enumerate(n_bytes.tolist()):
+            start = -(-end // 8) * 8
+            if start // page != (start + n - 1) // page:
+                start = -(-start // page) * page
+            addresses[i] = start
+            end = start + n
+        self._end = end
+        placed = self._metadata[self.rows : self.rows + len(rows)]
+        placed["image"]["mode"] = rows.mode
+        placed["image"]["width"] = rows.width
+        placed["image"]["height"] = rows.height
+        placed["image"]["ptr"] = addresses + self._token_bytes + rows.n_caption_bytes
+        placed["captions"]["ptr"] = addresses + self._token_bytes
+        placed["captions"]["size"] = rows.n_caption_bytes
+        placed["tokens"] = addresses
+        placed["index"] = rows.index
+        if rows.label is not None:
+            placed["label"] = rows.label
+        self._image_sizes[self.rows : self.rows + len(rows)] = rows.n_image_bytes
+        self.rows += len(rows)
+        self.stored_bytes += int(rows.n_image_bytes.sum())
+        return addresses
+
+    def row_sizes(self, rows: "RowFacts") -> np.ndarray:
+        """Return the bytes that each row takes in its page, int64 (b,)."""
+        return self._token_bytes + rows.n_caption_bytes + rows.n_image_bytes
+
+    def tables(self) -> list[tuple[int, bytes]]:
+        """Return (address, bytes) of all that is neither a row nor the header; the last one ends the file."""
+        metadata = _descriptors(self._labels, self._token_shape).tobytes() + self._metadata[: self.rows].tobytes()
+        return [(_HEADER.itemsize, metadata), (self._table_address, self._allocation_table().tobytes())]
+
+    def header(self) -> bytes:
+        """Return the first bytes of the file; without them every reader refuses it."""
+        n_fields = len(field_names(self._labels))
+        header = np.array([(_VERSION, n_fields, self.page_size, self.rows, self._table_address)], _HEADER)
+        return header.tobytes()
+
+    @property
+    def _table_address(self) -> int:
+        return -(-self._end // self.page_size) * self.page_size
+
+    def _check_rows(self, rows: "RowFacts") -> None:
+        w, h, n_image, n_bytes = rows.width, rows.height, rows.n_image_bytes, self.row_sizes(rows)
+        fits = (w > 0) & (w < 1 << 16) & (h > 0) & (h < 1 << 16)
+        has_room = np.arange(len(rows)) < self.max_rows - self.rows
+        labelled = np.full(len(rows), (rows.label is not None) == self._labels)
+        rules: tuple[tuple[np.ndarray, Callable[[int], str], str], ...] = (
+            (has_room, lambda i: f"is full with {self.max_rows} rows", "max_rows must cover them all"),
+            (rows.mode < len(MODES), lambda i: f"has the image mode {rows.mode[i]}", f"below {len(MODES)}"),
+            (n_image > 0, lambda i: "has an image of 0 bytes", "FFCV loses the next field then; leave the pair out"),
+            (fits, lambda i: f"has {w[i]} x {h[i]} pixels", "1 to 65535 a side fit"),
+            ((rows.mode != 1) | (n_image == w * h * 3), lambda i: f"has {n_image[i]} raw bytes", "it must be h * w * 3"),
+            (rows.index >= 0, lambda i: f"has the index {rows.index[i]}", "it must be 0 to 2**63 - 1"),
+            (labelled, lambda i: f"has the label {None if rows.label is None else rows.label[i]}",
+             "all rows have a label or none has"),
+            (n_bytes <= self.page_size, lambda i: f"needs {n_bytes[i]} bytes",
+             f"the page has {self.page_size}; choose a larger one"),
+        )  # fmt: skip
+        for holds, what, rule in rules:
+            if not holds.all():
+                row = int(np.argmin(holds))
+                raise CoreclipError(f"row {self.rows + row} of shard {self._name} {what(row)}: {rule}")
+
+    def _allocation_table(self) -> np.ndarray:
+        rows = self._metadata[: self.rows]
+        table = np.zeros((self.rows, _ALLOCATIONS_PER_ROW), _ALLOCATION)
+        table["sample_id"] = np.arange(self.rows)[:, None]
+        table["ptr"] = np.stack([rows["tokens"], rows["captions"]["ptr"], rows["image"]["ptr"]], axis=1)
+        table["size"][:, 0] = self._token_bytes
+        table["size"][:, 1] = rows["captions"]["size"]
+        table["size"][:, 2] = self._image_sizes[: self.rows]
+        return table
+
+
+class ShardWriter:
+    """Writes one shard, row by row; a context manager.
+
+    Until :meth:`close` has returned, the file has no valid header and every reader refuses it. Leaving the context by
+    an exception removes the file. Equal rows and parameters give equal bytes.
+
+    Parameters
+    ----------
+    path : path
+        Overwritten.
+    captions_per_row, context, labels, page_size, max_rows
+        As in :class:`ShardLayout`.
     """
 
     def __init__(
@@ -129,25 +304,22 @@ class ShardWriter:
         max_rows: int,
     ) -> None:
         self.path = Path(path)
-        for name, value in (("captions_per_row", captions_per_row), ("context", context), ("max_rows", max_rows)):
-            if value < 1:
-                raise CoreclipError(f"{name} = {value} of shard {self.path} is not allowed: it must be at least 1")
-        if not _is_page_size(page_size):
-            raise CoreclipError(
-                f"page_size = {page_size} of shard {self.path} is not allowed: a power of two, {MIN_PAGE} to {MAX_PAGE} bytes"
-            )
-        self.rows = 0
-        self.stored_bytes = 0
+        self._layout = ShardLayout(
+            captions_per_row=captions_per_row, context=context, labels=labels, page_size=page_size, max_rows=max_rows,
+            name=str(self.path),
+        )  # fmt: skip
         self._token_shape = (captions_per_row, context)
-        self._labels = labels
-        self._page_size = page_size
-        self._metadata = np.zeros(max_rows, _metadata_type(labels))
-        self._image_sizes = np.zeros(max_rows, np.uint64)
-        self._page = bytearray(page_size)
-        self._page_used = 0
-        data_start = _metadata_start(labels) + self._metadata.nbytes
-        self._page_start = -(-data_start // page_size) * page_size
         self._file: BinaryIO | None = open(self.path, "wb")  # noqa: SIM115 - closed by close() and abort()
+
+    @property
+    def rows(self) -> int:
+        """Rows added so far."""
+        return self._layout.rows
+
+    @property
+    def stored_bytes(self) -> int:
+        """Image bytes added so far."""
+        return self._layout.stored_bytes
 
     def __enter__(self) -> Self:
         return self
@@ -193,29 +365,30 @@ class ShardWriter:
         CoreclipError
             For a value against these rules or a row larger than a page; the shard is then as it was before.
         """
-        text = encode_captions(captions)
-        n_bytes = tokens.nbytes + len(text) + len(image)
-        self._check_row(image, mode, width, height, captions, tokens, index, label, n_bytes)
-        start = -(-self._page_used // 8) * 8
-        if start + n_bytes > self._page_size:
-            self._write_page()
-            start = 0
-        text_start = start + tokens.nbytes
-        image_start = text_start + len(text)
-        self._page_used = image_start + len(image)
-        self._page[start : self._page_used] = tokens.astype(_TOKEN).tobytes() + text + image
-        base = self._page_start
-        row = (
-            (MODES.index(mode), width, height, base + image_start),
-            (base + text_start, len(text)),
-            base + start,
-            index,
-            *(() if label is None else (label,)),
+        rules = (
+            (self._file is not None, "is written to after close", "a closed shard takes no row"),
+            (mode in MODES, f"has the image mode {mode!r}", f"it must be one of {', '.join(MODES)}"),
+            (-1 < index < 1 << 63, f"has the index {index}", "it must be 0 to 2**63 - 1"),
+            (len(captions) > 0, "has no caption", "a pair has at least one; leave it out"),
+            (tokens.dtype == np.uint16, f"has tokens of type {tokens.dtype}", "they must be uint16"),
+            (
+                tokens.shape == self._token_shape,
+                f"has tokens of shape {tokens.shape}",
+                f"it must be {self._token_shape}",
+            ),
         )
-        self._metadata[self.rows] = row
-        self._image_sizes[self.rows] = len(image)
-        self.rows += 1
-        self.stored_bytes += len(image)
+        for holds, what, rule in rules:
+            if not holds:
+                raise CoreclipError(f"row {self.rows} of shard {self.path} {what}: {rule}")
+        assert self._file is not None
+        text = encode_captions(captions)
+        row = RowFacts(
+            mode=np.array([MODES.index(mode)], np.uint8), width=np.array([width]), height=np.array([height]),
+            n_caption_bytes=np.array([len(text)]), n_image_bytes=np.array([len(image)]), index=np.array([index]),
+            label=None if label is None else np.array([label]),
+        )  # fmt: skip
+        self._file.seek(int(self._layout.place(row)[0]))
+        self._file.write(row_bytes(tokens, text, image))
 
     def close(self) -> None:
         """Write the tables and, last, the header; each is on the disk when this returns. A second call does nothing.
@@ -232,18 +405,8 @@ class ShardWriter:
             raise CoreclipError(
                 f"shard {self.path} would be empty: a shard holds at least one row; add one or do not write it"
             )
-        self._write_page()
-        self._file.seek(_HEADER.itemsize)
-        self._file.write(_descriptors(self._labels, self._token_shape).tobytes())
-        self._file.write(self._metadata[: self.rows].tobytes())
-        self._file.seek(self._page_start)
-        self._file.write(self._allocation_table().tobytes())
-        self._sync()
-        n_fields = len(field_names(self._labels))
-        header = np.array([(_VERSION, n_fields, self._page_size, self.rows, self._page_start)], _HEADER)
-        self._file.seek(0)
-        self._file.write(header.tobytes())
-        self._sync()
+        self._file.flush()
+        finish_shard(self._file.fileno(), self._layout)
         self._file.close()
         self._file = None
 
@@ -254,67 +417,27 @@ class ShardWriter:
             self._file = None
             self.path.unlink(missing_ok=True)
 
-    def _check_row(
-        self,
-        image: bytes,
-        mode: str,
-        width: int,
-        height: int,
-        captions: Sequence[str],
-        tokens: np.ndarray,
-        index: int,
-        label: int | None,
-        n_bytes: int,
-    ) -> None:
-        rules = (
-            (self._file is not None, "is written to after close", "a closed shard takes no row"),
-            (self.rows < len(self._metadata), f"is full with {self.rows} rows", "max_rows must cover them all"),
-            (mode in MODES, f"has the image mode {mode!r}", f"it must be one of {', '.join(MODES)}"),
-            (len(image) > 0, "has an image of 0 bytes", "FFCV loses the next field then; leave the pair out"),
-            (1 <= width < 1 << 16 and 1 <= height < 1 << 16, f"has {width} x {height} pixels", "1 to 65535 a side fit"),
-            (mode != "raw" or len(image) == width * height * 3, f"has {len(image)} raw bytes", "it must be h * w * 3"),
-            (len(captions) > 0, "has no caption", "a pair has at least one; leave it out"),
-            (tokens.dtype == np.uint16, f"has tokens of type {tokens.dtype}", "they must be uint16"),
-            (
-                tokens.shape == self._token_shape,
-                f"has tokens of shape {tokens.shape}",
-                f"it must be {self._token_shape}",
-            ),
-            (0 <= index < 1 << 63, f"has the index {index}", "it must be 0 to 2**63 - 1"),
-            ((label is not None) == self._labels, f"has the label {label}", "all rows have a label or none has"),
-            (
-                n_bytes <= self._page_size,
-                f"needs {n_bytes} bytes",
-                f"the page has {self._page_size}; choose a larger one",
-            ),
-        )
-        for holds, what, rule in rules:
-            if not holds:
-                raise CoreclipError(f"row {self.rows} of shard {self.path} {what}: {rule}")
 
-    def _write_page(self) -> None:
-        assert self._file is not None
-        if self._page_used:
-            self._file.seek(self._page_start)
-            self._file.write(self._page)
-            self._page_start += self._page_size
-            self._page_used = 0
-            self._page[:] = bytes(self._page_size)
+def row_bytes(tokens: np.ndarray, captions: bytes, image: bytes) -> bytes:
+    """Return a row as it lies in its page: tokens (uint16), captions (see :func:`encode_captions`), image."""
+    return tokens.astype(_TOKEN, copy=False).tobytes() + captions + image
 
-    def _allocation_table(self) -> np.ndarray:
-        rows = self._metadata[: self.rows]
-        table = np.zeros((self.rows, _ALLOCATIONS_PER_ROW), _ALLOCATION)
-        table["sample_id"] = np.arange(self.rows)[:, None]
-        table["ptr"] = np.stack([rows["tokens"], rows["captions"]["ptr"], rows["image"]["ptr"]], axis=1)
-        table["size"][:, 0] = self._token_shape[0] * self._token_shape[1] * _TOKEN.itemsize
-        table["size"][:, 1] = rows["captions"]["size"]
-        table["size"][:, 2] = self._image_sizes[: self.rows]
-        return table
 
-    def _sync(self) -> None:
-        assert self._file is not None
-        self._file.flush()
-        os.fsync(self._file.fileno())
+def finish_shard(descriptor: int, layout: ShardLayout) -> None:
+    """Write a shard's tables and, last, its header behind its rows; each is on the disk when this returns."""
+    for address, content in layout.tables():
+        write_at(descriptor, content, address)
+    os.fsync(descriptor)
+    write_at(descriptor, layout.header(), 0)
+    os.fsync(descriptor)
+
+
+def write_at(descriptor: int, content: bytes, address: int) -> None:
+    """Write all of ``content`` at one place of a file."""
+    view = memoryview(content)
+    while view:
+        written = os.pwrite(descriptor, view, address)
+        view, address = view[written:], address + written
 
 
 @dataclass(eq=False)

@@ -7,8 +7,6 @@ on the number of workers nor on how often the conversion was stopped. Left out: 
 import contextlib
 import errno
 import hashlib
-import os
-import string
 import sys
 import time
 from collections import deque
@@ -18,29 +16,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-import coreclip
 from coreclip.errors import CoreclipError
 from coreclip.files import check_free_disk, lock, publish, read_json, remove, sha256_file, write_json
 from coreclip.pipeline.beton import field_names
+from coreclip.pipeline.chunks import Chunk, cut_chunks
 from coreclip.pipeline.dataset import FORMAT_VERSION
+from coreclip.pipeline.job import Job, PathLike, check_job
 from coreclip.pipeline.journal import ShardEntry
-from coreclip.pipeline.ledger import count_reasons, merge, pairs_schema, rejects_schema, write_rejects
-from coreclip.pipeline.manifest import ManifestWriter, Plan, read_captions, read_manifest
-from coreclip.pipeline.preparing import ImageOptions, Outcome, prepare_images
-from coreclip.pipeline.records import Record, Reject, Source
+from coreclip.pipeline.ledger import count_reasons, merge, pairs_schema, rejects_schema
+from coreclip.pipeline.manifest import Plan, read_captions
+from coreclip.pipeline.planning import forecast_work, scan_sources
+from coreclip.pipeline.preparing import Prepared, TableOptions, prepare_chunk, write_chunk
 from coreclip.pipeline.shards import ShardSequence, Staging
-from coreclip.pipeline.sources import find_sources, scan
-from coreclip.pipeline.tokenizer import Tokenizer, check_vocab_size
+from coreclip.pipeline.tokenizer import Tokenizer
 from coreclip.pipeline.workers import WorkerPool
 from coreclip.progress import Progress
 
-_CHUNK_ROWS, _CHUNK_BYTES = 32, 16 << 20
 _CHUNKS_PER_WORKER = 3  # under way at once: one at work, two waiting
-_SMALLEST_SHARD = 1 << 16
-
-PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,23 +61,6 @@ class ConvertReport:
     bytes_in: int
     bytes_out: int
     already_done: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """The checked arguments of :func:`convert`."""
-
-    target: Path
-    sources: list[Source]
-    tokenizer: Tokenizer | None
-    class_names: list[str] | None
-    template: str
-    vocab_size: int
-    context: int
-    workers: int
-    shard_bytes: int
-    images: ImageOptions
-    request: dict[str, Any]
 
 
 def convert(
@@ -153,20 +128,11 @@ def convert(
         a worker that dies, a full disk.
     """
     start = time.monotonic()
-    images = ImageOptions(max_side=max_side, check=check, max_pixels=max_pixels, quality=quality)
-    job = _check_arguments(
-        sources=sources,
-        dataset=dataset,
-        captions=captions,
-        class_names=class_names,
-        template=template,
-        tokenizer=tokenizer,
-        vocab_size=vocab_size,
-        context=context,
-        workers=len(os.sched_getaffinity(0)) if workers is None else workers,
-        shard_bytes=shard_bytes,
-        images=images,
-    )
+    job = check_job(
+        sources, dataset, captions=captions, class_names=class_names, template=template, tokenizer=tokenizer,
+        vocab_size=vocab_size, context=context, max_side=max_side, check=check, workers=workers,
+        shard_bytes=shard_bytes, max_pixels=max_pixels, quality=quality,
+    )  # fmt: skip
     with lock(job.target):
         already_done = _is_there(job.target)
         if already_done:
@@ -185,90 +151,6 @@ def convert(
         bytes_out=info["bytes_out"],
         already_done=already_done,
     )
-
-
-def _check_arguments(
-    *,
-    sources: Sequence[PathLike],
-    dataset: PathLike,
-    captions: PathLike | None,
-    class_names: Sequence[str] | None,
-    template: str,
-    tokenizer: PathLike | None,
-    vocab_size: int,
-    context: int,
-    workers: int,
-    shard_bytes: int,
-    images: ImageOptions,
-) -> _Job:
-    _check_ranges(context, workers, shard_bytes, images)
-    check_vocab_size(vocab_size)
-    _check_classes(class_names, template)
-    found = find_sources(sources, captions, class_names)
-    chosen = _load_tokenizer(tokenizer) if tokenizer is not None else None
-    names = None if class_names is None else list(class_names)
-    options = {
-        **asdict(images),
-        "class_names": names,
-        "template": template,
-        "tokenizer": None if chosen is None else chosen.sha256,
-        "vocab_size": vocab_size if chosen is None else None,
-        "context": context,
-        "shard_bytes": shard_bytes,
-    }
-    identities = [identity for source in found for identity in source.identity()]
-    return _Job(
-        target=Path(os.path.abspath(dataset)),
-        sources=found,
-        tokenizer=chosen,
-        class_names=names,
-        template=template,
-        vocab_size=vocab_size,
-        context=context,
-        workers=workers,
-        shard_bytes=shard_bytes,
-        images=images,
-        request={"sources": identities, "options": options, "version": coreclip.__version__},
-    )
-
-
-def _check_ranges(context: int, workers: int, shard_bytes: int, images: ImageOptions) -> None:
-    rules = (
-        (4 <= context <= 1024, "context", context, "4 to 1024 tokens"),
-        (1 <= workers <= 256, "workers", workers, "1 to 256 processes"),
-        (_SMALLEST_SHARD <= shard_bytes <= 1 << 40, "shard_bytes", shard_bytes, f"{_SMALLEST_SHARD} to 2**40"),
-        (images.max_side is None or images.max_side >= 1, "max_side", images.max_side, "at least 1 pixel"),
-        (images.check in ("decode", "header"), "check", images.check, "decode or header"),
-        (images.max_pixels >= 1, "max_pixels", images.max_pixels, "at least 1"),
-        (1 <= images.quality <= 95, "quality", images.quality, "1 to 95"),
-    )
-    for holds, name, value, rule in rules:
-        if not holds:
-            raise CoreclipError(f"{name} = {value} is not allowed: {rule}")
-
-
-def _check_classes(class_names: Sequence[str] | None, template: str) -> None:
-    try:
-        fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-    except ValueError:
-        fields = []
-    if fields not in ([""], ["0"]):
-        raise CoreclipError(f"template = {template!r} is not allowed: it has {{}} once, where the class name goes")
-    if class_names is None:
-        return
-    names = [class_names] if isinstance(class_names, str) else list(class_names)
-    if isinstance(class_names, str) or not names or len(set(names)) < len(names) or not all(map(str.strip, names)):
-        raise CoreclipError(
-            f"--classes {','.join(names)} is not allowed: a list of different names, none of them empty, in the order "
-            f"of the class numbers"
-        )
-
-
-def _load_tokenizer(tokenizer: PathLike) -> Tokenizer:
-    if os.fspath(tokenizer) == "clip":
-        raise CoreclipError("tokenizer clip is not supported yet; leave it out, or name a tokenizer.json or a data set")
-    path = Path(tokenizer)
-    return Tokenizer.load(path / "tokenizer.json" if path.is_dir() else path)
 
 
 def _is_there(target: Path) -> bool:
@@ -327,12 +209,13 @@ def _explained_full_disk(target: Path) -> Iterator[None]:
         ) from None
 
 
-def _convert(job: _Job) -> None:
+def _convert(job: Job) -> None:
     staging = Staging(job.target.with_name(f".{job.target.name}.partial"))
     if not _is_finished(staging, job.request):
-        plan = _plan(staging, job)
-        tokenizer = Tokenizer.load(staging.path / "tokenizer.json")
-        shards = _write_shards(staging, plan, tokenizer, job)
+        with WorkerPool(job.workers) as pool:
+            plan = _plan(staging, job, pool)
+            tokenizer = Tokenizer.load(staging.path / "tokenizer.json")
+            shards = _write_shards(staging, plan, job, pool)
         _finish(staging, shards, plan, tokenizer, job)
     remove(staging.work)
     publish(staging.path, job.target)
@@ -344,7 +227,7 @@ def _is_finished(staging: Staging, request: dict[str, Any]) -> bool:
     return description.is_file() and read_json(description, "data set description")["convert"] == request
 
 
-def _plan(staging: Staging, job: _Job) -> Plan:
+def _plan(staging: Staging, job: Job, pool: WorkerPool) -> Plan:
     """Return what the scan finds, or has found if a run before this one with the same request got so far."""
     request_file, plan_file = staging.work / "request.json", staging.work / "plan.json"
     if (
@@ -356,116 +239,85 @@ def _plan(staging: Staging, job: _Job) -> Plan:
     remove(staging.path)
     staging.work.mkdir(parents=True)
     write_json(request_file, job.request)
-    plan, rejects = _scan(staging, job)
-    write_rejects(staging.work / "rejects-scan.parquet", rejects)
+    plan = scan_sources(job, staging, pool)
     if plan.rows == 0:
-        _give_up(staging, job)
+        _give_up(staging, staging.scan_rejects(plan), job)
     if job.class_names is not None and not plan.labels:
         remove(staging.path)
         raise CoreclipError(
             f"--classes {','.join(job.class_names)} names classes, but no pair of the sources has a class number; "
             f"leave it out"
         )
-    needed = plan.bytes_to_store + plan.rows * 512 + 2 * job.context * plan.rows * plan.captions_per_row
-    check_free_disk(job.target, needed)
+    forecast = forecast_work(job, staging, plan)
+    check_free_disk(job.target, forecast.bytes_needed)
     print(
-        f"plan: {plan.rows:,} pairs with {plan.captions:,} captions, about {needed >> 20:,} MiB, {job.workers} workers",
+        f"plan: {plan.rows:,} pairs with {plan.captions:,} captions, about {forecast.bytes_needed >> 20:,} MiB and "
+        f"{forecast.seconds:,.0f} s with {job.workers} workers",
         file=sys.stderr,
     )
-    tokenizer = job.tokenizer or Tokenizer.train(read_captions(staging.work / "manifest.parquet"), job.vocab_size)
+    tokenizer = job.tokenizer or Tokenizer.train(read_captions(staging.manifest(plan)), job.vocab_size)
     tokenizer.save(staging.path / "tokenizer.json")
     write_json(plan_file, asdict(plan))
     return plan
 
 
-def _scan(staging: Staging, job: _Job) -> tuple[Plan, list[Reject]]:
-    rejects = []
-    with (
-        ManifestWriter(staging.work / "manifest.parquet") as manifest,
-        Progress(None, "scanning", "samples") as progress,
-    ):
-        for source in job.sources:
-            for item in scan(source, job.class_names, job.template):
-                if isinstance(item, Reject):
-                    rejects.append(item)
-                else:
-                    manifest.add(item)
-                progress.advance()
-    return manifest.plan, rejects
+def _write_shards(staging: Staging, plan: Plan, job: Job, pool: WorkerPool) -> ShardSequence:
+    """Prepare and store every candidate that no journal entry of an earlier run covers."""
+    table = TableOptions(
+        tokenizer=str(staging.path / "tokenizer.json"), captions_per_row=plan.captions_per_row, context=job.context,
+        labels=plan.labels, columns=plan.columns,
+    )  # fmt: skip
+    manifest = staging.manifest(plan)
+    shards = ShardSequence(staging, plan, context=job.context, shard_bytes=job.shard_bytes)
+    under_way: deque[tuple[Chunk, Future[Prepared]]] = deque()
+    journaled: dict[int, Future[None]] = {}
 
-
-def _write_shards(staging: Staging, plan: Plan, tokenizer: Tokenizer, job: _Job) -> list[ShardEntry]:
-    """Prepare and store every candidate that no whole shard of an earlier run covers."""
-    with (
-        ShardSequence(staging, plan, context=job.context, shard_bytes=job.shard_bytes) as shards,
-        Progress(plan.rows, "converting", "pairs") as progress,
-        WorkerPool(job.workers) as pool,
-    ):
+    with shards, Progress(plan.rows, "converting", "pairs") as progress:
         progress.advance(shards.next_row)
-        records = read_manifest(staging.work / "manifest.parquet", shards.next_row)
-        for chunk, outcomes in _prepared(pool, records, job):
-            tokens = _tokenise(tokenizer, chunk, plan.captions_per_row, job.context)
-            for record, outcome, row_tokens in zip(chunk, outcomes, tokens, strict=True):
-                shards.add(record, outcome, row_tokens)
-            progress.advance(len(chunk))
-    write_rejects(staging.work / "rejects-rest.parquet", shards.rejects)
-    if not shards.entries:
-        _give_up(staging, job)
-    return shards.entries
+
+        def take_first() -> None:
+            chunk, prepared = under_way.popleft()
+            placements = shards.add(prepared.result(), chunk.rows, chunk.rows_left)
+            shards.wrote(pool.submit(write_chunk, chunk.number, placements, worker=chunk.number % job.workers))
+            if chunk.rows == chunk.rows_left:
+                journaled[chunk.range] = shards.end_range()
+            progress.advance(chunk.rows)
+
+        for chunk in cut_chunks(manifest, shards.next_row, job.shard_bytes):
+            # A conversion that is killed has at most one range for each worker to do again.
+            oldest = chunk.range - job.workers
+            limit = _CHUNKS_PER_WORKER * job.workers
+            while under_way and (len(under_way) == limit or under_way[0][0].range <= oldest):
+                take_first()
+            if oldest in journaled:
+                journaled.pop(oldest).result()
+            prepared = pool.submit(
+                prepare_chunk, chunk.number, manifest[chunk.part], chunk.first, chunk.rows, job.images, table,
+                worker=chunk.number % job.workers,
+            )  # fmt: skip
+            under_way.append((chunk, prepared))
+        while under_way:
+            take_first()
+    if not shards.whole_shards():
+        _give_up(staging, [*staging.scan_rejects(plan), *_parts(staging, "rejects", shards)], job)
+    return shards
 
 
-def _prepared(pool: WorkerPool, records: Iterator[Record], job: _Job) -> Iterator[tuple[list[Record], list[Outcome]]]:
-    """Yield chunks with their outcomes in order, while a bounded number of later chunks is under way."""
-    under_way: deque[tuple[list[Record], Future[Any]]] = deque()
-    for chunk in _chunks(records):
-        under_way.append((chunk, pool.submit(prepare_images, [record.image for record in chunk], job.images)))
-        if len(under_way) == _CHUNKS_PER_WORKER * job.workers:
-            first, future = under_way.popleft()
-            yield first, future.result()
-    for first, future in under_way:
-        yield first, future.result()
+def _parts(staging: Staging, table: str, shards: ShardSequence) -> list[Path]:
+    return [staging.part(table, i) for i in range(shards.n_entries)]
 
 
-def _chunks(records: Iterator[Record]) -> Iterator[list[Record]]:
-    chunk: list[Record] = []
-    n_bytes = 0
-    for record in records:
-        if chunk and (len(chunk) == _CHUNK_ROWS or n_bytes + record.image.size > _CHUNK_BYTES):
-            yield chunk
-            chunk, n_bytes = [], 0
-        chunk.append(record)
-        n_bytes += record.image.size
-    if chunk:
-        yield chunk
-
-
-def _tokenise(tokenizer: Tokenizer, records: list[Record], captions_per_row: int, context: int) -> np.ndarray:
-    """Return the stored tokens as uint16 (len(records), captions_per_row, context), zeros where a caption is missing."""
-    stored = np.zeros((len(records), captions_per_row, context), dtype=np.uint16)
-    counts = [min(len(record.captions), captions_per_row) for record in records]
-    texts = [text for record, count in zip(records, counts, strict=True) for text in record.captions[:count]]
-    has_caption = np.arange(captions_per_row) < np.array(counts)[:, None]
-    stored[has_caption] = tokenizer.encode(texts, context)
-    return stored
-
-
-def _finish(staging: Staging, shards: list[ShardEntry], plan: Plan, tokenizer: Tokenizer, job: _Job) -> None:
+def _finish(staging: Staging, shards: ShardSequence, plan: Plan, tokenizer: Tokenizer, job: Job) -> None:
     """Write the data set's tables, and its description last: with it the data set is whole."""
     pairs, rejects = staging.path / "pairs.parquet", staging.path / "rejects.parquet"
-    numbers = range(len(shards))
-    merge((staging.part("pairs", i) for i in numbers), pairs, pairs_schema(plan.labels, plan.columns))
-    merge(_reject_parts(staging, len(shards)), rejects, rejects_schema())
-    write_json(staging.path / "dataset.json", _describe(shards, pairs, rejects, plan, tokenizer, job))
-
-
-def _reject_parts(staging: Staging, n_shards: int) -> list[Path]:
-    work = staging.work
-    parts = [work / "rejects-scan.parquet", *(staging.part("rejects", i) for i in range(n_shards))]
-    return [*parts, work / "rejects-rest.parquet"]
+    merge(_parts(staging, "pairs", shards), pairs, pairs_schema(plan.labels, plan.columns))
+    merge([*staging.scan_rejects(plan), *_parts(staging, "rejects", shards)], rejects, rejects_schema())
+    description = _describe(shards.whole_shards(), pairs, rejects, plan, tokenizer, job)
+    write_json(staging.path / "dataset.json", description)
 
 
 def _describe(
-    shards: list[ShardEntry], pairs: Path, rejects: Path, plan: Plan, tokenizer: Tokenizer, job: _Job
+    shards: list[ShardEntry], pairs: Path, rejects: Path, plan: Plan, tokenizer: Tokenizer, job: Job
 ) -> dict[str, Any]:
     n = sum(shard.rows for shard in shards)
     pairs_sha256 = sha256_file(pairs)
@@ -490,11 +342,11 @@ def _describe(
     }
 
 
-def _give_up(staging: Staging, job: _Job) -> None:
+def _give_up(staging: Staging, rejects: list[Path], job: Job) -> None:
     """Say why there is no pair at all, and leave nothing."""
     reasons: dict[str, int] = {}
-    for part in _reject_parts(staging, 0):
-        for reason, count in count_reasons(part).items() if part.is_file() else ():
+    for part in rejects:
+        for reason, count in count_reasons(part).items():
             reasons[reason] = reasons.get(reason, 0) + count
     remove(staging.path)
     names = ", ".join(identity["path"] for identity in job.request["sources"][:3])

@@ -1,8 +1,9 @@
 """Turn the bytes of an image into bytes that FFCV's stock decoder is known to decode.
 
-A baseline JPEG, grey or YCbCr, upright and small enough, keeps its bytes. Everything else that Pillow reads strictly is
-turned upright, laid on white, converted to RGB and stored anew: as it is up to 32 x 32 pixels, else as a 4:4:4 JPEG.
-Colour profiles are ignored, and of an animation the first frame is taken.
+A baseline JPEG, grey or YCbCr, upright and small enough, keeps its bytes. One that is progressive or lies on its side
+keeps its coefficients, where libjpeg can turn them without loss (jpegtran's ``-perfect``). Everything else that Pillow
+reads strictly is turned upright, laid on white, converted to RGB and stored anew: as it is up to 32 x 32 pixels, else as
+a 4:4:4 JPEG. Colour profiles are ignored, and of an animation the first frame is taken.
 """
 
 import ctypes
@@ -24,6 +25,7 @@ _LARGEST_SIDE = 65535  # of a JPEG, and of the u2 fields of FFCV's metadata
 _NO_SEGMENT = {0x01, *range(0xD0, 0xD9)}  # markers without a length
 _START_OF_FRAME = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _SEQUENTIAL_HUFFMAN = {0xC0, 0xC1}
+_TRANSFORMABLE = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}  # sequential and progressive, Huffman and arithmetic coding
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -33,6 +35,11 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# From turbojpeg.h: what turns each EXIF orientation upright, and how.
+_TRANSFORM_OF = {1: 0, 2: 1, 3: 6, 4: 2, 5: 3, 6: 5, 7: 4, 8: 7}
+_PERFECT, _COPY_NO_MARKERS = 1, 64
+_LIMIT_SCANS = 32768
+_WARNING = 0
 # libjpeg's warnings (jerror.h), all of which TurboJPEG reports as -1, that leave pixels undefined; the others are harmless.
 _DAMAGE = re.compile(r"premature end|bad Huffman code|instead of RST|bad arithmetic code|progression", re.IGNORECASE)
 _HARMLESS = re.compile(r"extraneous bytes|Invalid SOS parameters|JFIF revision|color transform code|ICC", re.IGNORECASE)
@@ -111,8 +118,11 @@ def prepare_image(
         if check == "decode":
             warning = _check_jpeg(data, header)
         fits = max_side is None or max(header.width, header.height) <= max_side
-        if fits and _stock_decodes(header) and (warning is not None or check == "header"):
-            return PreparedImage(data, "jpg", header.width, header.height, warning or "")
+        if fits and _has_stock_colours(header) and (warning is not None or check == "header"):
+            if header.frame in _SEQUENTIAL_HUFFMAN and header.orientation not in _UPRIGHT:
+                return PreparedImage(data, "jpg", header.width, header.height, warning or "")
+            if (turned := _transform(data, header)) is not None:
+                return turned
     return _store(_decode(data, max_side, max_pixels), max_side, quality)
 
 
@@ -176,9 +186,9 @@ def _orientation(exif: Image.Exif, payload: bytes | None = None) -> int:
         return 1
 
 
-def _stock_decodes(header: _JpegHeader) -> bool:
-    """Whether the JPEG may be stored as it is: sequential, 8 bits, grey or YCbCr (by libjpeg's rules), upright."""
-    if header.frame not in _SEQUENTIAL_HUFFMAN or header.bits != 8 or header.orientation in _UPRIGHT:
+def _has_stock_colours(header: _JpegHeader) -> bool:
+    """Whether FFCV's decoder shows the JPEG's colours as they are: 8 bits, grey or YCbCr (by libjpeg's rules)."""
+    if header.bits != 8:
         return False
     if len(header.components) == 3 and not header.jfif:
         if header.adobe_transform is not None:
@@ -195,6 +205,44 @@ def _check_jpeg(data: bytes, header: _JpegHeader) -> str | None:
     if _DAMAGE.search(message):
         raise ImageRejected(f"the JPEG is cut short or damaged: {message}")
     return None
+
+
+def _transform(data: bytes, header: _JpegHeader) -> PreparedImage | None:
+    """Make a JPEG baseline and upright by its coefficients alone; None where that would lose a pixel."""
+    orientation = header.orientation if header.orientation in _UPRIGHT else 1
+    if header.frame not in _TRANSFORMABLE:
+        return None
+    library = _stock_library()
+    how = _Transform(op=_TRANSFORM_OF[orientation], options=_PERFECT | _COPY_NO_MARKERS)
+    result, n_bytes = ctypes.c_void_p(), ctypes.c_ulong()
+    handle = library.tjInitTransform()
+    try:
+        code = library.tjTransform(
+            handle, data, len(data), 1, ctypes.byref(result), ctypes.byref(n_bytes), ctypes.byref(how), _LIMIT_SCANS
+        )
+        message = library.tjGetErrorStr2(handle).decode("utf-8", "replace") if code else ""
+        if _DAMAGE.search(message):
+            raise ImageRejected(f"the JPEG is cut short or damaged: {message}")
+        if code and library.tjGetErrorCode(handle) != _WARNING:
+            return None
+        stored = ctypes.string_at(result, n_bytes.value)
+    finally:
+        library.tjFree(result)
+        library.tjDestroy(handle)
+    turned = _parse_jpeg(stored)
+    if turned.frame not in _SEQUENTIAL_HUFFMAN or not _has_stock_colours(turned):
+        return None
+    return PreparedImage(stored, "jpg", turned.width, turned.height, transcoded=True)
+
+
+class _Transform(ctypes.Structure):
+    """TurboJPEG's ``tjtransform``."""
+
+    _fields_ = (
+        *((name, ctypes.c_int) for name in ("x", "y", "w", "h", "op", "options")),
+        ("data", ctypes.c_void_p),
+        ("custom_filter", ctypes.c_void_p),
+    )
 
 
 def _stock_decode(data: bytes, height: int, width: int) -> str:
@@ -220,7 +268,14 @@ def _stock_library() -> ctypes.CDLL:
         *[ctypes.c_uint32] * 6, ctypes.c_bool, ctypes.c_bool,
     ]  # fmt: skip
     library.imdecode.restype = ctypes.c_int
-    library.tjGetErrorStr.restype = ctypes.c_char_p  # of TurboJPEG, which the library is linked with
+    # The others are of TurboJPEG, which the library is linked with.
+    library.tjGetErrorStr.restype = library.tjGetErrorStr2.restype = ctypes.c_char_p
+    library.tjInitTransform.restype = ctypes.c_void_p
+    library.tjTransform.argtypes = [
+        ctypes.c_void_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_int, *[ctypes.c_void_p] * 3, ctypes.c_int,
+    ]  # fmt: skip
+    for name in ("tjGetErrorStr2", "tjGetErrorCode", "tjDestroy", "tjFree"):
+        getattr(library, name).argtypes = [ctypes.c_void_p]
     return library
 
 

@@ -11,12 +11,12 @@ from coreclip.files import write_text
 
 @dataclass(frozen=True, slots=True)
 class ShardEntry:
-    """A whole shard.
+    """A whole shard, or rows of which every one was refused.
 
     Attributes
     ----------
     file : str
-        Name of the ``.beton`` file.
+        Name of the ``.beton`` file; "" where there is no row.
     rows : int
     bytes : int
         Size of the file.
@@ -50,7 +50,7 @@ def read_journal(path: Path, folder: Path) -> list[ShardEntry]:
         except (ValueError, TypeError):
             break
         shard = folder / entry.file
-        if not shard.is_file() or shard.stat().st_size != entry.bytes:
+        if entry.rows and (not shard.is_file() or shard.stat().st_size != entry.bytes):
             break
         entries.append(entry)
     write_text(path, "".join(map(_to_line, entries)))

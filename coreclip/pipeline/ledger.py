@@ -5,7 +5,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coreclip.pipeline.records import Reject
+import numpy as np
+
+from coreclip.pipeline.images import PreparedImage
+from coreclip.pipeline.records import Record, Reject
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,13 +54,56 @@ def stored_names(columns: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def source_values(columns: dict[str, Any], types: dict[str, str]) -> dict[str, Any]:
-    """Return one pair's values of the sources' columns under their stored names, each as its column's type."""
-    casts: dict[str, Callable[[Any], Any]] = {"bool": bool, "int64": int, "float64": float, "string": _as_text}
-    return {
-        stored: None if columns.get(name) is None else casts[types[name]](columns[name])
-        for name, stored in stored_names(types).items()
+def pairs_rows(
+    records: list[Record], images: list[PreparedImage], hashes: list[str], labels: bool, columns: dict[str, str]
+) -> bytes:
+    """Return rows of ``pairs.parquet`` without their places (index, shard, row), as an Arrow record batch."""
+    import pyarrow as pa
+
+    values: dict[str, list[Any]] = {
+        "key": [record.key for record in records],
+        "captions": [record.captions for record in records],
+        "width": [image.width for image in images],
+        "height": [image.height for image in images],
+        "bytes": [len(image.data) for image in images],
+        "content_hash": hashes,
+        "warning": [image.warning for image in images],
+        "mode": [image.mode for image in images],
+        "transcoded": [image.transcoded for image in images],
+        "source": [record.source for record in records],
+        "label": [record.label for record in records],
     }
+    casts: dict[str, Callable[[Any], Any]] = {"bool": bool, "int64": int, "float64": float, "string": _as_text}
+    for name, stored in stored_names(columns).items():
+        cast = casts[columns[name]]
+        found = [record.columns.get(name) for record in records]
+        values[stored] = [None if value is None else cast(value) for value in found]
+    schema = _without_places(pairs_schema(labels, columns))
+    batch = pa.RecordBatch.from_arrays([pa.array(values[f.name], f.type) for f in schema], schema=schema)
+    return bytes(batch.serialize())
+
+
+def write_pairs(path: Path, rows: list[tuple[bytes, slice]], first_index: int, shard: int, schema: "pa.Schema") -> None:
+    """Write the table of one shard: some rows of each batch that :func:`pairs_rows` made, with their places."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    bare = _without_places(schema)
+    batches = [pa.ipc.read_record_batch(batch, bare).slice(part.start, part.stop - part.start) for batch, part in rows]
+    table = pa.Table.from_batches(batches, bare)
+    place = {
+        "index": pa.array(np.arange(first_index, first_index + table.num_rows), pa.int64()),
+        "shard": pa.array(np.full(table.num_rows, shard, np.int32)),
+        "row": pa.array(np.arange(table.num_rows, dtype=np.int32)),
+    }
+    columns = [place[name] if name in place else table.column(name) for name in schema.names]
+    pq.write_table(pa.Table.from_arrays(columns, schema=schema), path)
+
+
+def _without_places(schema: "pa.Schema") -> "pa.Schema":
+    import pyarrow as pa
+
+    return pa.schema([field for field in schema if field.name not in ("index", "shard", "row")])
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]], schema: "pa.Schema") -> None:

@@ -1,12 +1,29 @@
-"""What a worker process does: read a few images and prepare each."""
+"""What a worker process does with a chunk of the manifest: read, check and store anew, tokenise, then write as it is told.
 
+Between the two calls the rows' bytes stay in the worker, so that images cross no process border and the parent alone
+decides on places, in the order of the sources.
+"""
+
+import ctypes
+import functools
 import hashlib
-from dataclasses import dataclass
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
+from coreclip.pipeline.beton import MODES, RowFacts, encode_captions, row_bytes, write_at
 from coreclip.pipeline.images import ImageRejected, PreparedImage, prepare_grey, prepare_image
-from coreclip.pipeline.records import ImageReference, read_image
+from coreclip.pipeline.ledger import pairs_rows
+from coreclip.pipeline.manifest import read_rows
+from coreclip.pipeline.records import ImageReference, Record, Reject, read_image
+from coreclip.pipeline.tokenizer import Tokenizer
+
+_held: dict[int, list[bytes]] = {}  # rows of prepared chunks that wait for their places
+_SYNC_FILE_RANGE_WRITE = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,33 +36,138 @@ class ImageOptions:
     quality: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableOptions:
+    """How captions and the sources' columns are stored.
+
+    Attributes
+    ----------
+    tokenizer : str
+        Path of the ``tokenizer.json``.
+    captions_per_row, context : int
+        Shape of a pair's token array.
+    labels : bool
+        Whether every pair must have a label.
+    columns : dict of str to str
+        Types of the sources' columns, see :class:`coreclip.pipeline.manifest.Plan`.
+    """
+
+    tokenizer: str
+    captions_per_row: int
+    context: int
+    labels: bool
+    columns: dict[str, str]
+
+
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """A prepared image, or None and the reason; ``content_hash`` is the SHA-256 of the source's image bytes."""
+class Prepared:
+    """What a worker says of a prepared chunk; the bytes of its rows stay there until :func:`write_chunk`.
 
-    image: PreparedImage | None
-    reason: str
-    content_hash: str
+    Attributes
+    ----------
+    record : int64 (b,)
+        Which of the chunk's records became the rows, ascending.
+    facts : RowFacts of length b
+        Indices count from 0.
+    pairs : bytes
+        The rows of ``pairs.parquet``, see :func:`coreclip.pipeline.ledger.pairs_rows`.
+    rejects : list of (int, Reject)
+        The other records of the chunk, and why.
+    """
+
+    record: np.ndarray
+    facts: RowFacts
+    pairs: bytes
+    rejects: list[tuple[int, Reject]]
 
 
-def prepare_images(references: list[ImageReference], options: ImageOptions) -> list[Outcome]:
-    """Return one outcome for each reference, in their order; a bad image is an outcome, not an exception."""
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a run of a chunk's rows goes: a shard's file, and an address int64 (rows,) for each."""
+
+    path: str
+    addresses: np.ndarray
+
+
+def prepare_chunk(
+    number: int, manifest: Path, first: int, n_records: int, images: ImageOptions, table: TableOptions
+) -> Prepared:
+    """Prepare some records of a part of the manifest and hold their bytes; a bad image is a reject, not an exception."""
     Image.MAX_IMAGE_PIXELS = None  # max_pixels rules, and this process does nothing else
-    return [_prepare(reference, options) for reference in references]
+    records = read_rows(manifest, first, n_records)
+    outcomes = [prepare_record(record, images, table.labels) for record in records]
+    kept = [i for i, outcome in enumerate(outcomes) if not isinstance(outcome, Reject)]
+    prepared = [outcome for outcome in outcomes if not isinstance(outcome, Reject)]
+    stored = [image for image, _ in prepared]
+    pairs = [records[i] for i in kept]
+    captions = [encode_captions(record.captions) for record in pairs]
+    facts = RowFacts(
+        mode=np.array([MODES.index(image.mode) for image in stored], np.uint8),
+        width=np.array([image.width for image in stored], np.int64),
+        height=np.array([image.height for image in stored], np.int64),
+        n_caption_bytes=np.array([len(text) for text in captions], np.int64),
+        n_image_bytes=np.array([len(image.data) for image in stored], np.int64),
+        index=np.arange(len(pairs)),
+        label=np.array([record.label for record in pairs], np.int64) if table.labels else None,
+    )
+    tokens = _tokenise(pairs, table)
+    _held[number] = [row_bytes(*row) for row in zip(tokens, captions, (image.data for image in stored), strict=True)]
+    return Prepared(
+        np.array(kept, np.int64),
+        facts,
+        pairs_rows(pairs, stored, [content_hash for _, content_hash in prepared], table.labels, table.columns),
+        [(i, outcome) for i, outcome in enumerate(outcomes) if isinstance(outcome, Reject)],
+    )
 
 
-def _prepare(reference: ImageReference, options: ImageOptions) -> Outcome:
+def write_chunk(number: int, placements: Sequence[Placement]) -> None:
+    """Write a held chunk's rows, run after run, and forget them."""
+    rows = iter(_held.pop(number))
+    for placement in placements:
+        descriptor = os.open(placement.path, os.O_WRONLY)
+        try:
+            end = 0
+            for address in placement.addresses.tolist():
+                row = next(rows)
+                write_at(descriptor, row, address)
+                end = address + len(row)
+            _start_writeback(descriptor, int(placement.addresses[0]), end)
+        finally:
+            os.close(descriptor)
+
+
+def _start_writeback(descriptor: int, start: int, end: int) -> None:
+    # Else a shard's whole content waits for its fsync, during which little else goes on. Failures show at that fsync.
+    _libc().sync_file_range(descriptor, start, end - start, _SYNC_FILE_RANGE_WRITE)
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    library = ctypes.CDLL(None)
+    library.sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+    return library
+
+
+def prepare_record(record: Record, images: ImageOptions, labels: bool) -> tuple[PreparedImage, str] | Reject:
+    """Return what to store and the SHA-256 of the source's image bytes, or why there is nothing.
+
+    ``labels`` says that every pair must have one.
+    """
+    reference = record.image
+    reject = Reject(record.source, record.key, "no class number, which other pairs of this data set have")
+    if labels and record.label is None:
+        return reject
     try:
         data = read_image(reference)
     except OSError as error:
-        return Outcome(None, f"the image can't be read: {error.strerror}", "")
+        return replace(reject, reason=f"the image can't be read: {error.strerror}")
     if len(data) != reference.size:
-        return Outcome(None, f"the image can't be read: {len(data)} of its {reference.size} bytes are there", "")
-    content_hash = hashlib.sha256(data).hexdigest()
+        reason = f"the image can't be read: {len(data)} of its {reference.size} bytes are there"
+        return replace(reject, reason=reason)
     try:
-        return Outcome(_to_prepared(data, reference, options), "", content_hash)
+        return _to_prepared(data, reference, images), hashlib.sha256(data).hexdigest()
     except ImageRejected as rejected:
-        return Outcome(None, str(rejected), content_hash)
+        return replace(reject, reason=str(rejected))
 
 
 def _to_prepared(data: bytes, reference: ImageReference, options: ImageOptions) -> PreparedImage:
@@ -60,3 +182,18 @@ def _to_prepared(data: bytes, reference: ImageReference, options: ImageOptions) 
         max_pixels=options.max_pixels,
         quality=options.quality,
     )
+
+
+def _tokenise(records: list[Record], table: TableOptions) -> np.ndarray:
+    """Return the stored tokens as uint16 (len(records), captions_per_row, context), zeros where a caption is missing."""
+    stored = np.zeros((len(records), table.captions_per_row, table.context), dtype=np.uint16)
+    counts = [min(len(record.captions), table.captions_per_row) for record in records]
+    captions = [caption for record, count in zip(records, counts, strict=True) for caption in record.captions[:count]]
+    has_caption = np.arange(table.captions_per_row) < np.array(counts, np.int64)[:, None]
+    stored[has_caption] = _tokenizer(table.tokenizer).encode(captions, table.context)
+    return stored
+
+
+@functools.cache
+def _tokenizer(path: str) -> Tokenizer:
+    return Tokenizer.load(path)

@@ -1,4 +1,4 @@
-"""Worker processes that call functions and end with their parent.
+"""Worker processes that call functions in order, keep what these leave in their modules, and end with their parent.
 
 In place of ``concurrent.futures.ProcessPoolExecutor``, whose workers import the caller's ``__main__`` again (a script without a
 guard then fails), outlive a parent that is killed, and don't say which signal ended them. A worker here is a fresh
@@ -6,9 +6,10 @@ interpreter that reads pickled calls from its standard input, which closes when 
 """
 
 import contextlib
+import errno
+import importlib.abc
 import os
 import pickle
-import queue
 import signal
 import subprocess
 import sys
@@ -40,19 +41,21 @@ class WorkerPool:
 
     def __init__(self, workers: int) -> None:
         self._processes = [_start_worker() for _ in range(workers)]
-        self._idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
-        for process in self._processes:
-            self._idle.put(process)
-        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="coreclip-worker")
+        self._threads = [ThreadPoolExecutor(1, thread_name_prefix="coreclip-worker") for _ in range(workers)]
+        self._next = 0
         self.pids = [process.pid for process in self._processes]
 
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> "Future[Any]":
-        """Call a module-level ``function`` in the next free worker.
+    def submit(self, function: Callable[..., Any], *arguments: Any, worker: int | None = None) -> "Future[Any]":
+        """Call a module-level ``function`` in a worker: the one of this number, by default each in turn.
 
-        The future raises :class:`~coreclip.errors.CoreclipError` if the worker dies or has no memory left, and
-        ``RuntimeError`` with the worker's traceback if the function raises anything else.
+        One worker's calls run in the order in which they were submitted.
+
+        The future raises :class:`~coreclip.errors.CoreclipError` if the worker dies or has no memory left, the function's
+        own ``OSError`` or ``CoreclipError``, and ``RuntimeError`` with the worker's traceback if it raises anything else.
         """
-        return self._threads.submit(self._call, function, arguments)
+        if worker is None:
+            worker, self._next = self._next, (self._next + 1) % len(self._processes)
+        return self._threads[worker].submit(_call, self._processes[worker], function, arguments)
 
     def __enter__(self) -> Self:
         return self
@@ -63,33 +66,37 @@ class WorkerPool:
         if kind is not None:
             for process in self._processes:
                 process.kill()
-        self._threads.shutdown(cancel_futures=True)
+        for thread in self._threads:
+            thread.shutdown(cancel_futures=True)
         for process in self._processes:
             _end_worker(process)
 
-    def _call(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        process = self._idle.get()
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            pickle.dump((function, arguments), process.stdin, protocol=pickle.HIGHEST_PROTOCOL)
-            process.stdin.flush()
-            raised, value = pickle.load(process.stdout)
-        except (EOFError, OSError, pickle.UnpicklingError):
-            raise CoreclipError(_describe_death(process)) from None
-        finally:
-            self._idle.put(process)
-        if raised == "MemoryError":
-            raise CoreclipError("a worker process has no memory left; use fewer workers or a smaller max_pixels")
-        if raised:
-            raise RuntimeError(f"a worker process failed:\n{value}")
-        return value
+
+def _call(process: "subprocess.Popen[bytes]", function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        pickle.dump((function, arguments), process.stdin, protocol=pickle.HIGHEST_PROTOCOL)
+        process.stdin.flush()
+        raised, value = pickle.load(process.stdout)
+    except (EOFError, OSError, pickle.UnpicklingError):
+        raise CoreclipError(_describe_death(process)) from None
+    if raised == "MemoryError":
+        raise CoreclipError("a worker process has no memory left; use fewer workers or a smaller max_pixels")
+    if raised == "CoreclipError":
+        raise CoreclipError(value)
+    if raised == "OSError":
+        raise OSError(*value)
+    if raised:
+        raise RuntimeError(f"a worker process failed:\n{value}")
+    return value
 
 
 def serve() -> None:
     """Answer calls from standard input on standard output until the input ends: the main function of a worker."""
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    sys.meta_path.insert(0, _WithoutPandas())
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not get among the answers
     while True:
@@ -99,6 +106,10 @@ def serve() -> None:
             return
         try:
             answer: tuple[str, Any] = ("", function(*arguments))
+        except CoreclipError as error:
+            answer = ("CoreclipError", str(error))
+        except OSError as error:
+            answer = ("OSError", (error.errno or errno.EIO, error.strerror or str(error), error.filename))
         except Exception as error:  # goes to the parent, which raises it
             answer = (type(error).__name__, traceback.format_exc())
         try:
@@ -108,8 +119,17 @@ def serve() -> None:
             return
 
 
+class _WithoutPandas(importlib.abc.MetaPathFinder):
+    """Hides pandas, which pyarrow would import for its first array: a third of a second, of which a worker has no use."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError("a worker does without pandas", name=name)
+
+
 def _start_worker() -> "subprocess.Popen[bytes]":
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    environment["TOKENIZERS_PARALLELISM"] = "false"  # the workers themselves are what runs side by side
     return subprocess.Popen(
         [sys.executable, "-P", "-c", "from coreclip.pipeline.workers import serve; serve()"],
         stdin=subprocess.PIPE,

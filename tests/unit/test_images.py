@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from coreclip.pipeline.images import ImageRejected, PreparedImage, prepare_grey, prepare_image
 
@@ -200,3 +200,48 @@ def test_grey_pixels_are_stored_as_rgb():
     assert np.array_equal(decode(prepared), np.repeat(grey[..., None], 3, axis=2))
     with pytest.raises(ImageRejected, match="783 of 784"):
         prepare_grey(grey.tobytes()[1:], 28, 28, max_side=None, quality=95)
+
+
+def oriented(pixels: np.ndarray, orientation: int, **options) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encode(pixels, exif=exif, **options)
+
+
+def upright(data: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB")).astype(int)
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_progressive_jpeg_keeps_every_pixel(mode, subsampling):
+    data = encode(Image.fromarray(NOISE).convert(mode), progressive=True, subsampling=subsampling)
+    prepared = prepare_image(data)
+    assert prepared.transcoded
+    assert np.array_equal(decode(prepared), upright(data))
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_a_jpeg_is_turned_upright_by_its_coefficients(orientation, progressive):
+    pixels = NOISE[:, :112]  # whole blocks each way, so that every turn is possible
+    data = oriented(pixels, orientation, quality=90, subsampling=0, progressive=progressive)
+    prepared = prepare_image(data)
+    assert np.abs(decode(prepared) - upright(data)).max() <= 3, "the transform's own rounding"
+    assert prepare_image(prepared.data).data == prepared.data, "its EXIF data are gone: it is not turned twice"
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 4, 6, 7, 8])
+def test_a_turn_that_would_lose_a_border_is_made_on_pixels(orientation):
+    data = oriented(GRADIENT[:75, :113], orientation, quality=95, subsampling=2)
+    prepared = prepare_image(data)
+    assert decode(prepared).shape == upright(data).shape
+    assert np.abs(decode(prepared) - upright(data)).mean() < 2
+    assert prepared.transcoded
+
+
+def test_max_side_holds_for_a_progressive_jpeg_too():
+    prepared = prepare_image(encode(GRADIENT, progressive=True), max_side=60)
+    assert (prepared.width, prepared.height) == (60, 40)
+    decode(prepared)
