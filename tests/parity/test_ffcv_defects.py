@@ -6,6 +6,7 @@ One check judges both wherever both can be asked the same question. Costs are co
 import gc
 import hashlib
 import importlib
+import inspect
 import io
 import json
 import math
@@ -18,7 +19,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import Barrier
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numba.core.event
 import numpy as np
@@ -148,28 +149,19 @@ def difficult(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     samples = {f"{i:04d}": {"jpg": images[i], "txt": captions[i].encode()} for i in range(10)}
     source = write_tar(folder / "pairs.tar", samples)
     submitted: list[int] = []
-    pids: list[int] = []
-
-    class CountingPool(WorkerPool):
-        def __enter__(self) -> Self:
-            pids[:] = self.pids
-            return super().__enter__()
-
-        def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
-            submitted.append(len(arguments[0]))
-            return super().submit(function, *arguments)
-
     shared_memory: set[str] = set()
     before = shared_memory_maps()
 
-    class WatchedWriter(ShardWriter):
-        def add(self, *arguments: Any) -> None:
-            super().add(*arguments)
-            shared_memory.update(shared_memory_maps(pids) - before)
+    class WatchedPool(WorkerPool):
+        """Counts the images that workers are asked to prepare, and looks at the memory that all share."""
+
+        def submit(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+            shared_memory.update(shared_memory_maps(self.pids) - before)
+            submitted.append(inspect.signature(function).bind(*arguments).arguments.get("n_records", 0))
+            return super().submit(function, *arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(importlib.import_module("coreclip.pipeline.convert"), "WorkerPool", CountingPool)
-        patch.setattr("coreclip.pipeline.shards.ShardWriter", WatchedWriter)
+        patch.setattr(importlib.import_module("coreclip.pipeline.convert"), "WorkerPool", WatchedPool)
         reports = [convert([source], folder / f"by-{workers}", workers=workers, **SMALL) for workers in (1, 2)]
     return {
         "images": images, "reports": reports, "folders": [folder / "by-1", folder / "by-2"],
