@@ -478,8 +478,12 @@ def test_12_finalize_swallows_every_error(tmp_path: Path, monkeypatch: pytest.Mo
 
     writer = ShardWriter(tmp_path / "ours.beton", captions_per_row=1, context=4, labels=False, max_rows=2)
     writer.add(picture(0).tobytes(), "raw", *SIZE, ["a"], np.zeros((1, 4), np.uint16), 0)
-    monkeypatch.setattr(writer, "_image_sizes", ["x", "y"])
-    with pytest.raises(ValueError, match="x"):
+
+    def fail(_: int) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="the disk is gone"):
         writer.close()
     assert not opens(read_shard, tmp_path / "ours.beton")
 
