@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from coreclip.pipeline.augment import Augment
     from coreclip.pipeline.convert import ConvertReport, convert
     from coreclip.pipeline.dataset import Dataset
     from coreclip.pipeline.ffcv_loader import make_ffcv_loader
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from coreclip.pipeline.tokenizer import Tokenizer
 
 __all__ = [
+    "Augment",
     "Batch",
     "ConvertReport",
     "Dataset",
@@ -31,6 +33,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Augment": "coreclip.pipeline.augment",
     "Batch": "coreclip.pipeline.loader",
     "ConvertReport": "coreclip.pipeline.convert",
     "Dataset": "coreclip.pipeline.dataset",

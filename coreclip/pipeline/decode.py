@@ -120,7 +120,7 @@ def dct_denominators(mode: np.ndarray, boxes: np.ndarray, size: int, margin: flo
     """
     denominators = np.ones(mode.size, np.int64)
     for i in range(mode.size):
-        side = min(boxes[i, 2] - boxes[i, 0], boxes[i, 3] - boxes[i, 1])
+        side = min(abs(boxes[i, 2] - boxes[i, 0]), boxes[i, 3] - boxes[i, 1])
         while mode[i] == JPEG and denominators[i] < 8 and side >= 2 * margin * size * denominators[i]:
             denominators[i] *= 2
     return denominators
@@ -164,7 +164,7 @@ def decode_images(
     tolerated : bool (b,)
         Conversion has seen the decoder's warning and kept the image.
     boxes : float64 (b, 4)
-        left, top, right, bottom of the crop, pixels of the stored image.
+        left, top, right, bottom of the crop, pixels of the stored image; mirrored where right is below left.
     denominator : int64 (b,)
         See :func:`dct_denominators`.
     images : uint8 (b, size, size, 3)

@@ -15,14 +15,14 @@ seeds = st.integers(0, 2**63 - 1)
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 300), seeds, st.integers(0, 1000))
 def test_order_visits_each_position_once(n, seed, epoch):
-    order = epoch_order(n, seed=seed, epoch=epoch, train=True)
+    order = epoch_order(n, seed=seed, epoch=epoch, order="random")
     assert (np.sort(order) == np.arange(n)).all()
-    assert (order == epoch_order(n, seed=seed, epoch=epoch, train=True)).all()
-    assert (epoch_order(n, seed=seed, epoch=epoch, train=False) == np.arange(n)).all()
+    assert (order == epoch_order(n, seed=seed, epoch=epoch, order="random")).all()
+    assert (epoch_order(n, seed=seed, epoch=epoch, order="sequential") == np.arange(n)).all()
 
 
 def test_epochs_and_seeds_have_their_own_order():
-    orders = [epoch_order(100, seed=s, epoch=e, train=True).tolist() for s in range(3) for e in range(3)]
+    orders = [epoch_order(100, seed=s, epoch=e, order="random").tolist() for s in range(3) for e in range(3)]
     assert len({tuple(order) for order in orders}) == 9
 
 
