@@ -51,6 +51,7 @@ _WARNING = 0
 
 JPEG, RAW = 0, 1
 """Values of the image field's ``mode``."""
+_ORDINARY_SCRATCH = 1 << 24  # bytes that a decoder may keep for good: an image of 2.8 megapixels
 _PADDING = 4  # a plane's sides are rounded up to whole chroma pixels
 EXACT_MARGIN, TRAINING_MARGIN = 4.0, 1.5
 """How many times the output's side must be left after the inverse DCT has shrunk. On 200 photographs of 400 pixels,
@@ -105,8 +106,9 @@ class Decoder:
         weakref.finalize(self, library.tjDestroy, self.handle).atexit = False
 
     def reserve(self, n_bytes: int) -> None:
-        """Make the buffer at least ``n_bytes`` large."""
-        if self.scratch.size < n_bytes:
+        """Make the buffer at least ``n_bytes`` large, and give back what an outlier has left behind."""
+        too_large = self.scratch.size > max(_ORDINARY_SCRATCH, 4 * n_bytes)
+        if self.scratch.size < n_bytes or too_large:
             self.scratch = np.empty(0, np.uint8)  # the old one goes before the new one comes
             self.scratch = np.empty(n_bytes, np.uint8)
 
