@@ -344,11 +344,12 @@ class Loader:
             batch.images = self._device_images(self._pixels, epoch.number, index, keys, padding)
             valid.numpy()[:n] = self._pixels.valid[images.rows(index)]
         else:
-            pixels = torch.empty((rows, self.image_size, self.image_size, 3), dtype=torch.uint8)
+            # numpy's memory is in huge pages, torch's is not: touching a new batch of 224 pixels takes 4 ms, not 45.
+            pixels = np.empty((rows, self.image_size, self.image_size, 3), np.uint8)
             pixels[n:] = 0
-            batch.images = pixels.permute(0, 3, 1, 2)
-            then = None if self._operations is None else self._operate(batch, pixels.numpy(), epoch.number, part.start)
-            futures = self._decode(pool, images, epoch.number, index, keys, pixels.numpy()[:n], valid.numpy()[:n], then)
+            batch.images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+            then = None if self._operations is None else self._operate(batch, pixels, epoch.number, part.start)
+            futures = self._decode(pool, images, epoch.number, index, keys, pixels[:n], valid.numpy()[:n], then)
         draws = hash64(settings.seed, epoch.number, keys, streams.CAPTION) if settings.train else np.zeros(n, np.uint64)
         self._captions.put(index, draws, tokens.numpy()[:n], caption.numpy()[:n])
 
