@@ -55,9 +55,7 @@ def test_threads_change_nothing_and_batches_own_their_memory(dataset):
     first, other = (images_of(dataset, operations, workers=1, prefetch=0, seed=seed) for seed in (1, 2))
     second = images_of(dataset, operations, workers=3, prefetch=4)
     assert all((left == right).all() for left, right in zip(first, second, strict=True))
-    assert not all(
-        (left == right).all() for left, right in zip(first, other, strict=True)
-    )
+    assert not all((left == right).all() for left, right in zip(first, other, strict=True))
     assert len({batch.data_ptr() for batch in second}) == 3
     second[0].zero_()
     assert all((left == right).all() for left, right in zip(first[1:], second[1:], strict=True))

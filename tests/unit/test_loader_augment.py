@@ -1,6 +1,8 @@
 """Augmentation in the loader: off is nothing, and what is on depends on (seed, epoch, index) alone."""
 
 import math
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -117,6 +119,29 @@ def test_scratch_shrinks_after_an_outlier(tmp_path):
     assert decoder.scratch.size == 1000
     next(iter(shrunk))
     assert shrunk._decoders.take().scratch.size < 3000 * 2000  # the inverse DCT shrinks by 4
+
+
+_SECOND_PROCESS = """
+import sys
+from numba.core import event
+from coreclip.pipeline import Augment, Dataset, make_loader
+augment = Augment(flip=0.5, jitter=(0.4, 0.4, 0.4, 0.1), grey=0.2, cutout=0.25)
+with event.install_recorder("numba:compile") as compiled:
+    dataset = Dataset(sys.argv[1])
+    for options in ({}, {"augment": augment}, {"train": False}, {"resident": True, "augment": Augment(flip=0.5)}):
+        list(make_loader(dataset, image_size=16, batch_size=5, **options))
+print(len(compiled.buffer))
+"""
+
+
+def test_second_process_compiles_nothing(dataset):
+    list(make_loader(dataset, image_size=16, augment=ALL))
+    list(make_loader(dataset, image_size=16, train=False))  # compiled by now
+    done = subprocess.run(
+        [sys.executable, "-c", _SECOND_PROCESS, str(dataset.path)],
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    assert done.stdout.strip() == "0"
 
 
 def test_training_takes_the_configurations_changes(dataset):
