@@ -137,18 +137,17 @@ def augment_image(image: np.ndarray, key: int, seed: int, epoch: int, amounts: n
     fill : float64 (3,)
         See :meth:`Augment.settings`; NaN stands for the image's mean.
     """
-    order = hash64_of(seed, epoch, key, streams.JITTER_ORDER) % np.uint64(24)
-    left = np.arange(4)
-    for n in range(4, 0, -1):
-        place = np.int64(order % np.uint64(n))
-        order //= np.uint64(n)
-        which = left[place]
-        left[place : n - 1] = left[place + 1 : n].copy()
-        if amounts[which] > 0:
-            draw = uniform_of(seed, epoch, key, streams.JITTER + which)
-            _jitter(image, which, amounts[which], draw)
-    if uniform_of(seed, epoch, key, streams.GREY) < amounts[4]:
-        adjust_saturation(image, 0.0)
+    to_grey = uniform_of(seed, epoch, key, streams.GREY) < amounts[4]
+    if to_grey or amounts[:4].any():
+        pixels = image.reshape(image.size // 3, 3)
+        planes = np.empty((3, pixels.shape[0]), np.uint8)
+        for i in range(pixels.shape[0]):
+            planes[0, i], planes[1, i], planes[2, i] = pixels[i, 0], pixels[i, 1], pixels[i, 2]
+        _jitter(planes, key, seed, epoch, amounts)
+        if to_grey:
+            adjust_saturation(planes, 0.0)
+        for i in range(pixels.shape[0]):
+            pixels[i, 0], pixels[i, 1], pixels[i, 2] = planes[0, i], planes[1, i], planes[2, i]
     if amounts[5] > 0:
         h, w = int(np.rint(amounts[5] * image.shape[0])), int(np.rint(amounts[5] * image.shape[1]))
         x = int(uniform_of(seed, epoch, key, streams.CUTOUT) * (image.shape[1] - w + 1))
@@ -157,84 +156,107 @@ def augment_image(image: np.ndarray, key: int, seed: int, epoch: int, amounts: n
 
 
 @njit(cache=True, nogil=True)
-def _jitter(image: np.ndarray, which: int, amount: float, draw: float) -> None:
-    low, high = max(0.0, 1.0 - amount), 1.0 + amount
-    factor = low + (high - low) * draw
-    if which == _BRIGHTNESS:
-        adjust_brightness(image, factor)
-    elif which == _CONTRAST:
-        adjust_contrast(image, factor)
-    elif which == _SATURATION:
-        adjust_saturation(image, factor)
-    else:
-        turn_hue(image, amount * (2.0 * draw - 1.0))
-
-
-@njit(cache=True, nogil=True)
-def _luma(red: int, green: int, blue: int) -> int:
-    """Return Pillow's 8-bit luma of ITU-R 601."""
-    return (int(red) * 19595 + int(green) * 38470 + int(blue) * 7471 + 0x8000) >> 16
-
-
-@njit(cache=True, nogil=True)
-def _blend(image: np.ndarray, grey: float, factor: float) -> None:
-    """Move each byte away from ``grey`` by a factor; float32 and cut off, as Pillow's ``Blend.c``."""
-    flat, base, alpha = image.reshape(image.size), np.float32(grey), np.float32(factor)
-    for i in range(flat.size):
-        value = base + alpha * (np.float32(flat[i]) - base)
-        flat[i] = np.uint8(min(np.float32(255.0), max(np.float32(0.0), value)))
-
-
-@njit(cache=True, nogil=True)
-def adjust_brightness(image: np.ndarray, factor: float) -> None:
-    """Multiply by a factor; ``image`` uint8 (h, w, 3) is written. As ``PIL.ImageEnhance.Brightness``."""
-    _blend(image, 0.0, factor)
-
-
-@njit(cache=True, nogil=True)
-def adjust_contrast(image: np.ndarray, factor: float) -> None:
-    """Move away from the mean luma by a factor; ``image`` uint8 (h, w, 3) is written. As ``PIL.ImageEnhance.Contrast``."""
-    flat = image.reshape(image.size // 3, 3)
-    total = np.int64(0)
-    for i in range(flat.shape[0]):
-        total += _luma(flat[i, 0], flat[i, 1], flat[i, 2])
-    _blend(image, np.float64(np.int64(total / flat.shape[0] + 0.5)), factor)
-
-
-@njit(cache=True, nogil=True)
-def adjust_saturation(image: np.ndarray, factor: float) -> None:
-    """Move away from each pixel's luma; ``image`` uint8 (h, w, 3) is written. As ``PIL.ImageEnhance.Color``."""
-    flat, alpha = image.reshape(image.size // 3, 3), np.float32(factor)
-    for i in range(flat.shape[0]):
-        grey = np.float32(_luma(flat[i, 0], flat[i, 1], flat[i, 2]))
-        for c in range(3):
-            value = grey + alpha * (np.float32(flat[i, c]) - grey)
-            flat[i, c] = np.uint8(min(np.float32(255.0), max(np.float32(0.0), value)))
-
-
-@njit(cache=True, nogil=True)
-def turn_hue(image: np.ndarray, turn: float) -> None:
-    """Turn the hue of HSV by a part of the circle; ``image`` uint8 (h, w, 3) is written."""
-    flat = image.reshape(image.size // 3, 3)
-    shift = np.float32(6.0 * (turn % 1.0))
-    for i in range(flat.shape[0]):
-        red, green, blue = np.float32(flat[i, 0]), np.float32(flat[i, 1]), np.float32(flat[i, 2])
-        top, bottom = max(red, green, blue), min(red, green, blue)
-        chroma = top - bottom
-        if chroma == 0:
+def _jitter(planes: np.ndarray, key: int, seed: int, epoch: int, amounts: np.ndarray) -> None:
+    order = hash64_of(seed, epoch, key, streams.JITTER_ORDER) % np.uint64(24)
+    left = np.arange(4)
+    for n in range(4, 0, -1):
+        place = np.int64(order % np.uint64(n))
+        order //= np.uint64(n)
+        which = left[place]
+        left[place : n - 1] = left[place + 1 : n].copy()
+        amount = amounts[which]
+        if amount == 0:
             continue
-        if top == red:
-            hue = (green - blue) / chroma
-        elif top == green:
-            hue = np.float32(2.0) + (blue - red) / chroma
+        draw = uniform_of(seed, epoch, key, streams.JITTER + which)
+        low, high = max(0.0, 1.0 - amount), 1.0 + amount
+        factor = low + (high - low) * draw
+        if which == _BRIGHTNESS:
+            adjust_brightness(planes, factor)
+        elif which == _CONTRAST:
+            adjust_contrast(planes, factor)
+        elif which == _SATURATION:
+            adjust_saturation(planes, factor)
         else:
-            hue = np.float32(4.0) + (red - green) / chroma
-        hue += shift  # -1 to 11
-        for c in range(3):
-            # HSV to RGB without its six cases: channel c is 5, 3, 1 sixths away.
-            k = (np.float32(5 - 2 * c) + hue) % np.float32(6.0)
-            part = max(np.float32(0.0), min(np.float32(1.0), min(k, np.float32(4.0) - k)))
-            flat[i, c] = np.uint8(top - chroma * part + np.float32(0.5))
+            turn_hue(planes, amount * (2.0 * draw - 1.0))
+
+
+@njit(cache=True, nogil=True)
+def _luma(red: np.uint8, green: np.uint8, blue: np.uint8) -> np.uint32:
+    """Return Pillow's 8-bit luma of ITU-R 601."""
+    weighed = (
+        np.uint32(19595) * np.uint32(red) + np.uint32(38470) * np.uint32(green) + np.uint32(7471) * np.uint32(blue)
+    )
+    return np.uint32(weighed + np.uint32(0x8000)) >> np.uint32(16)
+
+
+@njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
+def _blend(byte: np.uint8, grey: np.float32, factor: np.float32) -> np.uint8:
+    """Move a byte away from ``grey`` by a factor; float32 and cut off, as Pillow's ``Blend.c``."""
+    return np.uint8(min(np.float32(255.0), max(np.float32(0.0), grey + factor * (np.float32(byte) - grey))))
+
+
+@njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
+def adjust_brightness(planes: np.ndarray, factor: float) -> None:
+    """Multiply by a factor, as ``PIL.ImageEnhance.Brightness``; ``planes`` uint8 (3, pixels) is written."""
+    flat, alpha = planes.reshape(planes.size), np.float32(factor)
+    for i in range(flat.size):
+        flat[i] = _blend(flat[i], np.float32(0.0), alpha)
+
+
+@njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
+def adjust_contrast(planes: np.ndarray, factor: float) -> None:
+    """Move away from the mean luma, as ``PIL.ImageEnhance.Contrast``; ``planes`` uint8 (3, pixels) is written."""
+    total = np.int64(0)
+    for i in range(planes.shape[1]):
+        total += np.int64(_luma(planes[0, i], planes[1, i], planes[2, i]))
+    flat, alpha = planes.reshape(planes.size), np.float32(factor)
+    grey = np.float32(int(total / planes.shape[1] + 0.5))
+    for i in range(flat.size):
+        flat[i] = _blend(flat[i], grey, alpha)
+
+
+@njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
+def adjust_saturation(planes: np.ndarray, factor: float) -> None:
+    """Move away from each pixel's luma, as ``PIL.ImageEnhance.Color``; ``planes`` uint8 (3, pixels) is written."""
+    red, green, blue = planes[0], planes[1], planes[2]
+    alpha = np.float32(factor)
+    for i in range(red.size):
+        grey = np.float32(_luma(red[i], green[i], blue[i]))
+        red[i], green[i], blue[i] = (
+            _blend(red[i], grey, alpha),
+            _blend(green[i], grey, alpha),
+            _blend(blue[i], grey, alpha),
+        )
+
+
+@njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
+def turn_hue(planes: np.ndarray, turn: float) -> None:
+    """Turn the hue of HSV by a part of the circle; ``planes`` uint8 (3, pixels) is written."""
+    red, green, blue = planes[0], planes[1], planes[2]
+    two, four, six = np.float32(2.0), np.float32(4.0), np.float32(6.0)
+    shift = np.float32(6.0 * (turn % 1.0))
+    for i in range(red.size):
+        r, g, b = np.float32(red[i]), np.float32(green[i]), np.float32(blue[i])
+        top, bottom = max(r, max(g, b)), min(r, min(g, b))
+        chroma = top - bottom
+        over = np.float32(1.0) / max(chroma, np.float32(1.0))
+        hue = four + (r - g) * over
+        hue = two + (b - r) * over if top == g else hue
+        hue = (g - b) * over if top == r else hue
+        hue += shift
+        hue = hue - six if hue >= six else hue
+        hue = hue + six if hue < np.float32(0.0) else hue
+        red[i] = _hsv_channel(np.float32(5.0) + hue, top, chroma)
+        green[i] = _hsv_channel(np.float32(3.0) + hue, top, chroma)
+        blue[i] = _hsv_channel(np.float32(1.0) + hue, top, chroma)
+
+
+@njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
+def _hsv_channel(sixths: np.float32, top: np.float32, chroma: np.float32) -> np.uint8:
+    """Return a channel that lies so many sixths of the circle, 0 to 12, from the hue."""
+    k = sixths - np.float32(6.0) if sixths >= np.float32(6.0) else sixths
+    part = max(np.float32(0.0), min(np.float32(1.0), min(k, np.float32(4.0) - k)))
+    return np.uint8(top - chroma * part + np.float32(0.5))
 
 
 @njit(cache=True, nogil=True)

@@ -30,6 +30,12 @@ def changed(function, picture, *arguments):
     return out
 
 
+def recoloured(function, picture, *arguments):
+    planes = np.ascontiguousarray(picture.reshape(-1, 3).T)
+    function(planes, *arguments)
+    return planes.T.reshape(picture.shape)
+
+
 @pytest.mark.parametrize("factor", FACTORS)
 @pytest.mark.parametrize(
     ("ours", "pillows"),
@@ -41,7 +47,7 @@ def changed(function, picture, *arguments):
 )
 def test_brightness_contrast_and_saturation_are_pillows_to_the_byte(picture, ours, pillows, factor):
     reference = np.asarray(pillows(Image.fromarray(picture)).enhance(factor))
-    assert (changed(ours, picture, factor) == reference).all()
+    assert (recoloured(ours, picture, factor) == reference).all()
 
 
 def test_grey_is_pillows_to_the_byte(picture):
@@ -60,15 +66,15 @@ def pillow_hue(image: Image.Image, turn: float) -> Image.Image:
 @pytest.mark.parametrize("turn", [-0.5, -0.2, 0.1, 0.5])
 def test_hue_is_pillows_within_its_rounding_to_bytes(picture, turn):
     reference = np.asarray(pillow_hue(Image.fromarray(picture), turn), np.int64)
-    difference = np.abs(changed(turn_hue, picture, int(turn * 255) / 255) - reference)
+    difference = np.abs(recoloured(turn_hue, picture, int(turn * 255) / 255) - reference)
     assert difference.mean() < 2  # one step of its hue moves a channel by up to 6 of 255
     assert difference.max() <= 12
 
 
 def test_turning_the_hue_by_a_third_rotates_the_channels(picture):
-    third = changed(turn_hue, picture, 1 / 3).astype(np.int64)
+    third = recoloured(turn_hue, picture, 1 / 3).astype(np.int64)
     assert np.abs(third - np.roll(picture, 1, axis=2)).max() <= 1
-    assert (changed(turn_hue, picture, 0.0) == picture).all()
+    assert (recoloured(turn_hue, picture, 0.0) == picture).all()
 
 
 def test_jitter_applies_the_drawn_factors_in_the_drawn_order(picture):

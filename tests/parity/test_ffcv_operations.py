@@ -29,13 +29,11 @@ def images_of(dataset, operations, **options):
 
 def test_ffcvs_transforms_change_the_batches(dataset):
     plain = torch.cat(images_of(dataset, [], train=False))
-    flipped = torch.cat(images_of(dataset, [RandomHorizontalFlip(1.0)], train=False))
-    assert (flipped == plain.flip(3)).all()
     cut = torch.cat(images_of(dataset, [RandomHorizontalFlip(1.0), Cutout(8, (1, 2, 3))], train=False))
     hole = (cut == torch.tensor([1, 2, 3], dtype=torch.uint8)[:, None, None]).all(1)
     decoded = torch.arange(N) != 6
     assert (hole.flatten(1).sum(1)[decoded] >= 64).all()
-    assert ((cut == flipped) | hole[:, None]).all()
+    assert ((cut == plain.flip(3)) | hole[:, None]).all()
     assert not cut[6].any()
 
 
@@ -52,8 +50,16 @@ def test_normalisation_makes_floats(dataset, kind):
 
 def test_threads_change_nothing_and_batches_own_their_memory(dataset):
     operations = [RandomHorizontalFlip(0.5), Cutout(4)]
-    first, other = (images_of(dataset, operations, workers=1, prefetch=0, seed=seed) for seed in (1, 2))
-    second = images_of(dataset, operations, workers=3, prefetch=4)
+    options = {
+        "batch_size": 4,
+        "image_size": 16,
+        "crop_scale": (1.0, 1.0),
+        "order": "sequential",
+        "operations": operations,
+    }
+    loader = make_loader(dataset, workers=1, prefetch=0, **options)
+    first, other = ([batch.images for batch in loader] for _ in range(2))
+    second = [batch.images for batch in make_loader(dataset, workers=3, prefetch=4, **options)]
     assert all((left == right).all() for left, right in zip(first, second, strict=True))
     assert not all((left == right).all() for left, right in zip(first, other, strict=True))
     assert len({batch.data_ptr() for batch in second}) == 3
