@@ -157,6 +157,7 @@ class Loader:
         load_decoder()
         self._shards = dataset.open_shards()
         self._stored = stored_images(self._shards)
+        self._blocks: np.ndarray | None = None  # of all pairs, where the order asks for them
         self._copy: Images | None = None
         self._pixels: DevicePixels | None = None  # the copy's, where a device has them
         self._captions = captions_of(dataset, self._shards, tokenizer)
@@ -269,9 +270,10 @@ class Loader:
         if settings.order != "quasi_random":
             order = epoch_order(self.n_samples, seed=settings.seed, epoch=epoch, order=settings.order)
             return order, np.zeros(0, np.int64)
-        blocks = storage_blocks(self._shards.shard, self._shards.image_address)[self._indices]
-        order, starts = quasi_random_order(blocks, seed=settings.seed, epoch=epoch, window=settings.window)
-        return order, starts
+        if self._blocks is None:
+            self._blocks = storage_blocks(self._shards.shard, self._shards.image_address)
+        blocks = self._blocks[self._indices]
+        return quasi_random_order(blocks, seed=settings.seed, epoch=epoch, window=settings.window)
 
     def _iterate(self, run: object, epoch: _Epoch) -> Iterator[Batch]:
         settings = self._settings

@@ -37,7 +37,7 @@ def quasi_random_order(blocks: np.ndarray, *, seed: int, epoch: int, window: int
 
     Parameters
     ----------
-    blocks : int64 (n,)
+    blocks : int32 (n,)
         The block of storage in which each position's pair lies; see :func:`storage_blocks`.
     seed, epoch : int
     window : int
@@ -50,17 +50,20 @@ def quasi_random_order(blocks: np.ndarray, *, seed: int, epoch: int, window: int
     starts : int64 (windows,)
         Where in ``order`` each window begins.
     """
-    present, numbers = np.unique(blocks, return_inverse=True)
-    rank = np.empty(len(present), np.int64)
-    rank[np.argsort(hash64(seed, epoch, present, streams.BLOCK_ORDER), kind="stable")] = np.arange(len(present))
-    windows = rank[numbers] // window
-    order = np.lexsort((hash64(seed, epoch, np.arange(len(blocks)), streams.ORDER), windows))
-    starts = np.flatnonzero(np.diff(windows[order], prepend=-1))
-    return order.astype(np.int64), starts.astype(np.int64)
+    present = np.flatnonzero(np.bincount(blocks))
+    rank = np.empty(present[-1] + 1, np.int64)
+    rank[present[np.argsort(hash64(seed, epoch, present, streams.BLOCK_ORDER), kind="stable")]] = np.arange(
+        len(present)
+    )
+    shuffled = permutation(len(blocks), seed, epoch, streams.ORDER)
+    windows = rank[blocks[shuffled]] // window
+    by_window = np.argsort(windows.astype(np.uint16) if windows.max() < 1 << 16 else windows, kind="stable")
+    starts = np.flatnonzero(np.diff(windows[by_window], prepend=-1))
+    return shuffled[by_window], starts
 
 
 def storage_blocks(shard: np.ndarray, address: np.ndarray) -> np.ndarray:
-    """Return the block of :data:`BLOCK_BYTES` in which each image begins, int64 (n,).
+    """Return the block of :data:`BLOCK_BYTES` in which each image begins, int32 (n,).
 
     Parameters
     ----------
@@ -71,10 +74,10 @@ def storage_blocks(shard: np.ndarray, address: np.ndarray) -> np.ndarray:
     """
     first = np.full(int(shard.max()) + 1, np.iinfo(np.uint64).max, np.uint64)
     np.minimum.at(first, shard, address)
-    within = ((address - first[shard]) // np.uint64(BLOCK_BYTES)).astype(np.int64)
-    blocks = np.zeros(len(first), np.int64)
+    within = ((address - first[shard]) // np.uint64(BLOCK_BYTES)).astype(np.int32)
+    blocks = np.zeros(len(first), np.int32)
     np.maximum.at(blocks, shard, within + 1)
-    return np.concatenate(([0], np.cumsum(blocks)[:-1]))[shard] + within
+    return within + (np.cumsum(blocks, dtype=np.int32) - blocks)[shard]
 
 
 def occurrence_keys(indices: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """FFCV's own image transforms in our loader."""
 
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -103,6 +104,27 @@ class Slow(Halve):
 
     def declare_state_and_memory(self, previous_state):
         return replace(previous_state, jit_mode=False), None
+
+
+class Stumble(Halve):
+    """Fails at a batch of three."""
+
+    def generate_code(self):
+        def stumble(images, _):
+            if images.shape[0] == 3:
+                raise ArithmeticError("three is too few")
+            return images
+
+        return stumble
+
+
+def test_failure_of_an_operation_reaches_the_consumer(dataset):
+    before = threading.active_count()
+    batches = iter(make_loader(dataset, operations=[Stumble()], batch_size=4, image_size=16))
+    assert [len(next(batches)) for _ in range(2)] == [4, 4]
+    with pytest.raises(ArithmeticError, match="three is too few"):
+        next(batches)
+    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize(

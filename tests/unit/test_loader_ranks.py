@@ -1,16 +1,19 @@
 """Several ranks: they agree, they cover, each pair comes once; and blocks are read together in quasi-random order."""
 
+import gc
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 import torch
 
 from coreclip.errors import CoreclipError
+from coreclip.pipeline.augment import Augment
 from coreclip.pipeline.loader import make_loader
 from tests.helpers import make_dataset
 
@@ -79,6 +82,15 @@ def test_states_of_training_ranks_are_equal(dataset):
         next(iter(loader))
     assert len({json.dumps(loader.state_dict()) for loader in loaders}) == 1
     assert loaders[0].state_dict()["position"] == 6
+
+
+def test_leaving_early_leaves_no_thread_on_any_rank(dataset):
+    before = threading.active_count()
+    for loader in ranks(dataset, 3, batch_size=2, order="quasi_random", augment=Augment(jitter=(0.4, 0.4, 0.4, 0.1))):
+        for _ in loader:
+            break
+    gc.collect()
+    assert threading.active_count() == before
 
 
 def test_a_state_of_another_order_is_refused(dataset):
