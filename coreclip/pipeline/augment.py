@@ -16,7 +16,6 @@ from numba import njit
 from coreclip.errors import CoreclipError
 from coreclip.pipeline import streams
 from coreclip.pipeline.crops import hash64_of, uniform_of
-from coreclip.pipeline.decode import decode_images
 
 _BRIGHTNESS, _CONTRAST, _SATURATION = 0, 1, 2  # 3 is the hue
 
@@ -89,17 +88,7 @@ def _numbers(value: Any, *ranges: tuple[float, float]) -> bool:
 
 
 @njit(cache=True, nogil=True)
-def decode_augmented(
-    handle: int,
-    scratch: np.ndarray,
-    address: np.ndarray,
-    n_bytes: np.ndarray,
-    mode: np.ndarray,
-    width: np.ndarray,
-    height: np.ndarray,
-    tolerated: np.ndarray,
-    boxes: np.ndarray,
-    denominator: np.ndarray,
+def augment_images(
     images: np.ndarray,
     valid: np.ndarray,
     keys: np.ndarray,
@@ -108,17 +97,8 @@ def decode_augmented(
     amounts: np.ndarray,
     fill: np.ndarray,
 ) -> None:
-    """Decode some images and change each while it lies in the cache.
-
-    The arguments are those of :func:`coreclip.pipeline.decode.decode_images`, ``keys`` int64 (b,), and those of
-    :func:`augment_image`.
-    """
-    for i in range(address.size):
-        j = i + 1
-        decode_images(
-            handle, scratch, address[i:j], n_bytes[i:j], mode[i:j], width[i:j], height[i:j], tolerated[i:j],
-            boxes[i:j], denominator[i:j], images[i:j], valid[i:j],
-        )  # fmt: skip
+    """Change each of ``images`` uint8 (b, h, w, 3), written, that is ``valid`` (bool (b,)); see :func:`augment_image`."""
+    for i in range(keys.size):
         if valid[i]:
             augment_image(images[i], keys[i], seed, epoch, amounts, fill)
 
@@ -138,7 +118,7 @@ def augment_image(image: np.ndarray, key: int, seed: int, epoch: int, amounts: n
         See :meth:`Augment.settings`; NaN stands for the image's mean.
     """
     to_grey = uniform_of(seed, epoch, key, streams.GREY) < amounts[4]
-    if to_grey or amounts[:4].any():
+    if to_grey or max(amounts[0], amounts[1], amounts[2], amounts[3]) > 0:
         pixels = image.reshape(image.size // 3, 3)
         planes = np.empty((3, pixels.shape[0]), np.uint8)
         for i in range(pixels.shape[0]):
@@ -163,7 +143,8 @@ def _jitter(planes: np.ndarray, key: int, seed: int, epoch: int, amounts: np.nda
         place = np.int64(order % np.uint64(n))
         order //= np.uint64(n)
         which = left[place]
-        left[place : n - 1] = left[place + 1 : n].copy()
+        for i in range(place, n - 1):
+            left[i] = left[i + 1]
         amount = amounts[which]
         if amount == 0:
             continue

@@ -316,4 +316,5 @@ def gather_tokens(
         while present < captions_per_row and stored[present, 0] != 0:
             present += 1
         caption[i] = np.int64(draws[i] % np.uint64(present))
-        tokens[i] = stored[caption[i]]
+        for j in range(context):  # an assignment of rows would compile its error's text, for seconds
+            tokens[i, j] = stored[caption[i], j]

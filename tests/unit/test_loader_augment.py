@@ -101,7 +101,7 @@ def test_failure_while_augmenting_reaches_the_consumer(dataset, monkeypatch):
         raise MemoryError("no memory for the square")
 
     before = threading.active_count()
-    monkeypatch.setattr(feeds, "decode_augmented", broken)
+    monkeypatch.setattr(feeds, "augment_images", broken)
     loader = make_loader(dataset, batch_size=4, image_size=16, augment=ALL, workers=3)
     with pytest.raises(MemoryError, match="no memory for the square"):
         list(loader)
