@@ -39,6 +39,11 @@ class DataConfig:
         Decoding threads.
     resident : bool
         Whether the decoded images, a little larger than ``image_size``, are kept in memory after the first pass.
+    order : {"random", "quasi_random"}
+        ``quasi_random`` shuffles within parts of the data, so that what memory does not hold is read in long runs.
+    flip, jitter, grey, cutout
+        Changes of training images, none by default; see :class:`coreclip.pipeline.Augment`. E.g.
+        ``--set data.flip=0.5 --set data.jitter=[0.4,0.4,0.4,0.1] --set data.grey=0.2 --set data.cutout=0.25``.
     """
 
     image_size: int = 64
@@ -46,6 +51,11 @@ class DataConfig:
     batch_size: int = 256
     workers: int = 2
     resident: bool = False
+    order: str = "random"
+    flip: float = 0.0
+    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    grey: float = 0.0
+    cutout: float = 0.0
 
     def __post_init__(self) -> None:
         _require(8 <= self.image_size <= 1024, "data.image_size", self.image_size, "8 to 1024 pixels")
@@ -58,6 +68,16 @@ class DataConfig:
             "2 to 1,048,576; a contrast needs a second pair",
         )
         _require(1 <= self.workers <= 256, "data.workers", self.workers, "1 to 256")
+        _require(self.order in ("random", "quasi_random"), "data.order", self.order, "one of random, quasi_random")
+        for name in ("flip", "grey"):
+            _require(0 <= getattr(self, name) <= 1, f"data.{name}", getattr(self, name), "a probability, 0 to 1")
+        _require(0 <= self.cutout <= 1, "data.cutout", self.cutout, "a fraction of the image's side, 0 to 1")
+        _require(
+            min(self.jitter) >= 0 and self.jitter[3] <= 0.5,
+            "data.jitter",
+            self.jitter,
+            "brightness, contrast, saturation, hue: each at least 0, the hue's 0.5 at most",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

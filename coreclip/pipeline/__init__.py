@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from coreclip.pipeline.augment import Augment
     from coreclip.pipeline.convert import ConvertReport, convert
     from coreclip.pipeline.dataset import Dataset
     from coreclip.pipeline.ffcv_loader import make_ffcv_loader
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from coreclip.pipeline.tokenizer import Tokenizer
 
 __all__ = [
+    "Augment",
     "Batch",
     "ConversionPlan",
     "ConvertReport",
@@ -34,6 +36,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Augment": "coreclip.pipeline.augment",
     "Batch": "coreclip.pipeline.loader",
     "ConversionPlan": "coreclip.pipeline.planning",
     "ConvertReport": "coreclip.pipeline.convert",

@@ -2,7 +2,7 @@
 
 Pure functions of (seed, epoch, index): :func:`hash64_of` is the compiled twin of :func:`coreclip.randomness.hash64`.
 Sources: ``Resize`` + ``CenterCrop`` and ``RandomResizedCrop.get_params`` of torchvision, as open_clip uses them.
-Left out: flips and colour changes, which open_clip does not apply either.
+A box whose right is below its left shows its part of the image mirrored. Left out: colours, see ``augment``.
 """
 
 import math
@@ -10,9 +10,10 @@ import math
 import numpy as np
 from numba import njit
 
+from coreclip.pipeline import streams
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_TRIES = 10
-_CROP_STREAM = 16  # each try takes four streams from here on
+_TRIES = 10  # each takes four streams
 _LOG_ASPECT = math.log(4 / 3)  # aspect ratios 3/4 to 4/3
 
 
@@ -33,7 +34,8 @@ def hash64_of(seed: int, epoch: int, index: int, stream: int) -> np.uint64:
 
 
 @njit(cache=True, nogil=True)
-def _uniform(seed: int, epoch: int, index: int, stream: int) -> float:
+def uniform_of(seed: int, epoch: int, index: int, stream: int) -> float:
+    """Return the number in [0, 1) that :func:`coreclip.randomness.uniform` gives for one index."""
     return np.float64(hash64_of(seed, epoch, index, stream) >> np.uint64(11)) * 2.0**-53
 
 
@@ -74,7 +76,7 @@ def random_boxes(
     width, height : int32 (b,)
         Pixels.
     index : int64 (b,)
-        Keys of the random numbers, with ``seed`` and ``epoch``.
+        Keys of the random numbers, with ``seed`` and ``epoch``; a pair's own number, see ``order.occurrence_keys``.
     low, high : float
         Range of the crop's area as a fraction of the image's. The aspect ratio is log-uniform in 3/4 to 4/3; after ten
         crops that do not fit, the largest centred one of an allowed aspect ratio is taken.
@@ -96,14 +98,22 @@ def _random_box(
     width: int, height: int, index: int, seed: int, epoch: int, low: float, high: float
 ) -> tuple[int, int, int, int]:
     for attempt in range(_TRIES):
-        stream = _CROP_STREAM + 4 * attempt
-        area = width * height * (low + (high - low) * _uniform(seed, epoch, index, stream))
-        aspect = math.exp(_LOG_ASPECT * (2.0 * _uniform(seed, epoch, index, stream + 1) - 1.0))
+        stream = streams.CROP + 4 * attempt
+        area = width * height * (low + (high - low) * uniform_of(seed, epoch, index, stream))
+        aspect = math.exp(_LOG_ASPECT * (2.0 * uniform_of(seed, epoch, index, stream + 1) - 1.0))
         w, h = int(np.rint(math.sqrt(area * aspect))), int(np.rint(math.sqrt(area / aspect)))
         if 0 < w <= width and 0 < h <= height:
-            left = int(_uniform(seed, epoch, index, stream + 2) * (width - w + 1))
-            top = int(_uniform(seed, epoch, index, stream + 3) * (height - h + 1))
+            left = int(uniform_of(seed, epoch, index, stream + 2) * (width - w + 1))
+            top = int(uniform_of(seed, epoch, index, stream + 3) * (height - h + 1))
             return left, top, w, h
     w = max(1, min(width, int(np.rint(height * 4 / 3))))
     h = max(1, min(height, int(np.rint(width * 4 / 3))))
     return (width - w) // 2, (height - h) // 2, w, h
+
+
+@njit(cache=True, nogil=True)
+def mirror_boxes(boxes: np.ndarray, index: np.ndarray, seed: int, epoch: int, probability: float) -> None:
+    """Mirror each of ``boxes`` (float64 (b, 4), written) with a probability; ``index`` as in :func:`random_boxes`."""
+    for i in range(index.size):
+        if uniform_of(seed, epoch, index[i], streams.FLIP) < probability:
+            boxes[i, 0], boxes[i, 2] = boxes[i, 2], boxes[i, 0]

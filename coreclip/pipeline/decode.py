@@ -51,6 +51,7 @@ _WARNING = 0
 
 JPEG, RAW = 0, 1
 """Values of the image field's ``mode``."""
+_ORDINARY_SCRATCH = 1 << 24  # bytes that a decoder may keep for good: an image of 2.8 megapixels
 _PADDING = 4  # a plane's sides are rounded up to whole chroma pixels
 EXACT_MARGIN, TRAINING_MARGIN = 4.0, 1.5
 """How many times the output's side must be left after the inverse DCT has shrunk. On 200 photographs of 400 pixels,
@@ -105,8 +106,9 @@ class Decoder:
         weakref.finalize(self, library.tjDestroy, self.handle).atexit = False
 
     def reserve(self, n_bytes: int) -> None:
-        """Make the buffer at least ``n_bytes`` large."""
-        if self.scratch.size < n_bytes:
+        """Make the buffer at least ``n_bytes`` large, and give back what an outlier has left behind."""
+        too_large = self.scratch.size > max(_ORDINARY_SCRATCH, 4 * n_bytes)
+        if self.scratch.size < n_bytes or too_large:
             self.scratch = np.empty(0, np.uint8)  # the old one goes before the new one comes
             self.scratch = np.empty(n_bytes, np.uint8)
 
@@ -120,7 +122,7 @@ def dct_denominators(mode: np.ndarray, boxes: np.ndarray, size: int, margin: flo
     """
     denominators = np.ones(mode.size, np.int64)
     for i in range(mode.size):
-        side = min(boxes[i, 2] - boxes[i, 0], boxes[i, 3] - boxes[i, 1])
+        side = min(abs(boxes[i, 2] - boxes[i, 0]), boxes[i, 3] - boxes[i, 1])
         while mode[i] == JPEG and denominators[i] < 8 and side >= 2 * margin * size * denominators[i]:
             denominators[i] *= 2
     return denominators
@@ -164,7 +166,7 @@ def decode_images(
     tolerated : bool (b,)
         Conversion has seen the decoder's warning and kept the image.
     boxes : float64 (b, 4)
-        left, top, right, bottom of the crop, pixels of the stored image.
+        left, top, right, bottom of the crop, pixels of the stored image; mirrored where right is below left.
     denominator : int64 (b,)
         See :func:`dct_denominators`.
     images : uint8 (b, size, size, 3)
@@ -274,7 +276,7 @@ def _plane_bytes(layout: np.ndarray) -> tuple[int, int]:
     return chroma * across * down, chroma
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, inline="always")  # or all of the resize is optimised once more: 2 s
 def _resize(scratch: np.ndarray, layout: np.ndarray, denominator: int, box: np.ndarray, out: np.ndarray) -> None:
     across, down, colours = layout[2], layout[3], layout[4]
     chroma_w, chroma_h = -(-layout[0] // across), -(-layout[1] // down)
@@ -314,4 +316,5 @@ def gather_tokens(
         while present < captions_per_row and stored[present, 0] != 0:
             present += 1
         caption[i] = np.int64(draws[i] % np.uint64(present))
-        tokens[i] = stored[caption[i]]
+        for j in range(context):  # an assignment of rows would compile its error's text, for seconds
+            tokens[i, j] = stored[caption[i], j]

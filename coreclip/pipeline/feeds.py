@@ -5,6 +5,7 @@ Left out: the order of the pairs and the batches, which are the loader's.
 
 import itertools
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from coreclip.errors import CoreclipError
+from coreclip.pipeline.augment import augment_images
 from coreclip.pipeline.dataset import Dataset, ShardSet
 from coreclip.pipeline.decode import JPEG, RAW, Decoder, dct_denominators, decode_images, gather_tokens, scratch_bytes
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 # Costs that a batch is divided by, in units of one output pixel: measured, a JPEG byte takes 14 ns, a pixel 5 ns.
 _JPEG_BYTE_COST, _RAW_BYTE_COST = 3.0, 0.1
+_CACHE_BYTES = 1 << 20
 
 
 @dataclass(eq=False)
@@ -52,6 +55,24 @@ class Images:
     def rows(self, index: np.ndarray) -> np.ndarray:
         """Return the rows of pairs, int64 (b,)."""
         return index if self.indices is None else np.searchsorted(self.indices, index)
+
+
+@dataclass(eq=False)
+class Changes:
+    """How a batch's images are augmented.
+
+    Attributes
+    ----------
+    keys : int64 (b,)
+        Of the random numbers, with ``seed`` and ``epoch``.
+    settings : (float64 (6,), float64 (3,))
+        See :meth:`coreclip.pipeline.augment.Augment.settings`.
+    """
+
+    keys: np.ndarray
+    seed: int
+    epoch: int
+    settings: tuple[np.ndarray, np.ndarray]
 
 
 def stored_images(shards: ShardSet) -> Images:
@@ -155,6 +176,8 @@ def start_decoding(
     out: np.ndarray,
     valid: np.ndarray,
     parts: int,
+    changes: Changes | None = None,
+    then: Callable[[], None] | None = None,
 ) -> list["Future[None]"]:
     """Start to decode, crop and resize images on the pool's threads, in slices of about equal cost.
 
@@ -166,7 +189,7 @@ def start_decoding(
     rows : int64 (b,)
         Of ``images``.
     boxes : float64 (b, 4)
-        Crops: left, top, right, bottom, pixels.
+        Crops: left, top, right, bottom, pixels; mirrored where right is below left.
     margin : float
         See :func:`coreclip.pipeline.decode.dct_denominators`.
     out : uint8 (b, side, side, 3)
@@ -175,6 +198,10 @@ def start_decoding(
         Written too.
     parts : int
         Slices.
+    changes : Changes or None
+        What is done to each image on the way.
+    then : function or None
+        Called by the thread that is the last to end its slice, where none has failed.
 
     Returns
     -------
@@ -184,19 +211,43 @@ def start_decoding(
     mode, n_bytes = images.mode[rows], images.n_bytes[rows]
     denominator = dct_denominators(mode, boxes, side, margin)
 
+    cost = n_bytes * np.where(mode == JPEG, _JPEG_BYTE_COST, _RAW_BYTE_COST) + side * side
+    slices = equal_parts(cost, parts)
+    lock, left = threading.Lock(), len(slices)
+
     def decode(part: slice) -> None:
+        nonlocal left
         some = rows[part]
         width, height = images.width[some].astype(np.int64), images.height[some].astype(np.int64)
         decoder = decoders.take()
         decoder.reserve(scratch_bytes(width, height, denominator[part]))
-        decode_images(
-            decoder.handle, decoder.scratch, images.address[some], n_bytes[part], mode[part], width, height,
-            images.tolerated[some], boxes[part], denominator[part], out[part], valid[part],
+        arrays = (
+            images.address[some], n_bytes[part], mode[part], width, height, images.tolerated[some], boxes[part],
+            denominator[part], out[part], valid[part],
         )  # fmt: skip
+        if changes is None:
+            decode_images(decoder.handle, decoder.scratch, *arrays)
+        else:
+            for few in cache_slices(len(some), side):
+                decode_images(decoder.handle, decoder.scratch, *(array[few] for array in arrays))
+                keys = changes.keys[part][few]
+                augment_images(arrays[-2][few], arrays[-1][few], keys, changes.seed, changes.epoch, *changes.settings)
         decoders.give_back(decoder)
+        with lock:
+            left -= 1
+            is_last = left == 0
+        if is_last and then is not None:
+            then()
 
-    cost = n_bytes * np.where(mode == JPEG, _JPEG_BYTE_COST, _RAW_BYTE_COST) + side * side
-    return [pool.submit(decode, part) for part in equal_parts(cost, parts)]
+    if then is not None and not slices:
+        then()
+    return [pool.submit(decode, part) for part in slices]
+
+
+def cache_slices(n: int, side: int) -> list[slice]:
+    """Cut ``n`` images of ``side`` pixels into runs that stay in a core's cache between two kernels."""
+    step = max(1, _CACHE_BYTES // (3 * side * side))
+    return [slice(first, first + step) for first in range(0, n, step)]
 
 
 def equal_parts(cost: np.ndarray, parts: int) -> list[slice]:

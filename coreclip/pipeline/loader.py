@@ -1,16 +1,17 @@
-"""Batches of a data set: shuffled, decoded, cropped and tokenised on threads, a few batches ahead of the consumer.
+"""Batches of a data set: shuffled, decoded, cropped, augmented and tokenised on threads, a few batches ahead of the consumer.
 
 A batch is cut into slices of equal cost, each decoded by one compiled call outside the interpreter's lock. There is no
 producer thread: the consumer's ``next`` hands the following batches to a pool that lives as long as the iteration, so a
 ``break``, an exception or the interpreter's exit leaves nothing behind. What a batch holds is a pure function of
-(seed, epoch, index). Left out: several ranks, augmentation beyond CLIP's random crop.
+(seed, epoch, index), whatever the batch size, the threads and the ranks. Left out: copies to a GPU, which are the
+trainer's but for images that are resident there.
 """
 
 import hashlib
 import math
 import operator
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,16 +19,36 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from coreclip.errors import CoreclipError
-from coreclip.pipeline.crops import centre_boxes, random_boxes
+from coreclip.pipeline import streams
+from coreclip.pipeline.augment import Augment
+from coreclip.pipeline.crops import centre_boxes, mirror_boxes, random_boxes
 from coreclip.pipeline.dataset import Dataset
 from coreclip.pipeline.decode import EXACT_MARGIN, TRAINING_MARGIN, load_decoder
-from coreclip.pipeline.feeds import DecoderShelf, Images, captions_of, resident_images, start_decoding, stored_images
-from coreclip.pipeline.order import CAPTION_STREAM, batch_slices, epoch_order
+from coreclip.pipeline.feeds import (
+    Changes,
+    DecoderShelf,
+    Images,
+    captions_of,
+    resident_images,
+    start_decoding,
+    stored_images,
+)
+from coreclip.pipeline.order import (
+    ORDERS,
+    batch_slices,
+    epoch_order,
+    occurrence_keys,
+    quasi_random_order,
+    rank_share,
+    storage_blocks,
+)
 from coreclip.randomness import hash64
 
 if TYPE_CHECKING:
     import torch
 
+    from coreclip.pipeline.operations import Operations
+    from coreclip.pipeline.resident import DevicePixels
     from coreclip.pipeline.tokenizer import Tokenizer
 
 _RESIDENT_ROOM = 8 / 7  # resident images of a training loader are this much larger, so that crops have room (256 : 224)
@@ -41,9 +62,10 @@ class Batch:
     Attributes
     ----------
     images : uint8 torch (b, 3, size, size), channels last in memory
+        On the CPU, or where ``resident="device"`` keeps them; of another type where an operation makes one.
     tokens : int64 torch (b, context)
     index : int64 torch (b,)
-        Which pairs of the data set.
+        Which pairs of the data set; -1 where a row is only there to make the ranks' last batches equally long.
     weight : float32 torch (b,)
         The subset's, 1 without one; 0 where ``valid`` is False.
     valid : bool torch (b,)
@@ -63,6 +85,41 @@ class Batch:
         return len(self.index)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """What :func:`make_loader` has checked; the names are its arguments'."""
+
+    batch_size: int
+    image_size: int
+    train: bool
+    crop_scale: tuple[float, float]
+    crop: str
+    augment: Augment
+    workers: int
+    seed: int
+    order: str
+    window: int
+    rank: int
+    world_size: int
+    drop_last: bool
+    prefetch: int
+    resident: bool
+    device: Any  # torch's, or None where resident images stay with the decoder
+
+
+@dataclass(eq=False)
+class _Epoch:
+    """What an iteration visits; a later :meth:`Loader.set_subset` does not touch it."""
+
+    number: int
+    indices: np.ndarray
+    weights: np.ndarray
+    keys: np.ndarray
+    order: np.ndarray
+    windows: np.ndarray  # where each begins whose images are read ahead together; none where batches are
+    slices: list[slice]  # positions of each batch; in training of all ranks together
+
+
 class Loader:
     """An iterable of :class:`Batch`; made by :func:`make_loader`.
 
@@ -74,7 +131,7 @@ class Loader:
     dataset : Dataset
     batch_size, image_size, workers : int
     n_samples : int
-        Pairs that an epoch visits.
+        Pairs that an epoch visits, on all ranks together.
     epoch : int
         The epoch under way, or, between epochs, the next one.
     """
@@ -82,56 +139,49 @@ class Loader:
     def __init__(
         self,
         dataset: Dataset,
+        settings: _Settings,
         *,
-        batch_size: int,
-        image_size: int,
-        train: bool,
-        crop_scale: tuple[float, float],
         subset: Any,
-        workers: int,
-        seed: int,
         tokenizer: "Tokenizer | None",
-        drop_last: bool,
-        prefetch: int,
-        resident: bool,
+        operations: "Operations | None",
     ) -> None:
         self.dataset = dataset
-        self.batch_size = batch_size
-        self.image_size = image_size
-        self.workers = workers
+        self.batch_size = settings.batch_size
+        self.image_size = settings.image_size
+        self.workers = settings.workers
         self.epoch = 0
-        self._train = train
-        self._crop_scale = crop_scale
-        self._seed = seed
-        self._drop_last = drop_last
-        self._prefetch = prefetch
-        self._resident = resident
+        self._settings = settings
+        self._operations = operations
         self._run: object | None = None  # the iteration that moves the position
         self._position = 0
         load_decoder()
         self._shards = dataset.open_shards()
         self._stored = stored_images(self._shards)
+        self._blocks: np.ndarray | None = None  # of all pairs, where the order asks for them
         self._copy: Images | None = None
+        self._pixels: DevicePixels | None = None  # the copy's, where a device has them
         self._captions = captions_of(dataset, self._shards, tokenizer)
         self._decoders = DecoderShelf()
         self.set_subset(subset)
 
     def __len__(self) -> int:
-        """Batches in a whole epoch."""
-        return len(batch_slices(self.n_samples, self.batch_size, drop_last=self._drop_last))
+        """Batches in a whole epoch; in training the same on all ranks."""
+        return len(self._slices(self._first))
 
     def __iter__(self) -> Iterator[Batch]:
         if self._run is not None:
             self.set_epoch(self.epoch + 1)
         self._run = run = object()
-        order = epoch_order(self.n_samples, seed=self._seed, epoch=self.epoch, train=self._train)
-        slices = batch_slices(self.n_samples, self.batch_size, start=self._position, drop_last=self._drop_last)
-        return self._iterate(run, self.epoch, order, slices)
+        order, windows = self._order()
+        epoch = _Epoch(
+            self.epoch, self._indices, self._weights, self._keys, order, windows, self._slices(self._position)
+        )
+        return self._iterate(run, epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next ``iter()`` start epoch ``epoch`` at its beginning."""
         self.epoch = _checked_int("epoch", epoch, 0, 2**63 - 1)
-        self._position = 0
+        self._position = self._first
         self._run = None
 
     def set_subset(self, subset: Any) -> None:
@@ -143,29 +193,49 @@ class Loader:
             As in :func:`make_loader`.
         """
         indices, weights = _checked_subset(subset, self.dataset)
-        if self._drop_last and len(indices) < self.batch_size:
+        settings = self._settings
+        n, ranks = len(indices), settings.world_size
+        fewest = n if settings.train else n // ranks
+        if settings.drop_last and fewest < self._stride:
+            where = f" on {ranks} ranks" if ranks > 1 else ""
             raise CoreclipError(
-                f"drop_last=True leaves no batch of {self.batch_size} of {len(indices)} pairs; use a smaller batch_size"
+                f"drop_last=True leaves no batch of {self.batch_size}{where} of {n} pairs; use a smaller batch_size"
             )
         if self._run is not None:
             self.set_epoch(self.epoch + 1)
-        self._indices, self._weights, self.n_samples = indices, weights, len(indices)
-        self._digest = hashlib.sha256(indices.tobytes() + weights.tobytes()).hexdigest()
-        self._position = 0
+        self._indices, self._weights, self.n_samples = indices, weights, n
+        self._keys = indices if subset is None else occurrence_keys(indices)
+        # In evaluation a rank visits a run of its own, in training a part of each batch.
+        self._first, self._last = (
+            (0, n) if settings.train else (n * settings.rank // ranks, n * (settings.rank + 1) // ranks)
+        )
+        digest = hashlib.sha256(indices.data)
+        digest.update(weights.data)
+        self._digest = digest.hexdigest()
+        self._position = self._first
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the loader is, after the batch that was delivered last; of JSON's types."""
+        """Return where the loader is, after the batch that was delivered last; of JSON's types.
+
+        In training the position is that of all ranks together, and their states are equal.
+        """
+        settings = self._settings
+        window = f" of {settings.window} blocks" if settings.order == "quasi_random" else ""
         return {
             "epoch": self.epoch,
             "position": self._position,
-            "seed": self._seed,
-            "train": self._train,
+            "seed": settings.seed,
+            "train": settings.train,
+            "order": settings.order + window,
+            "share": [0, 1] if settings.train else [settings.rank, settings.world_size],
             "subset": self._digest,
             "fingerprint": self.dataset.fingerprint,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken; the batch size, the workers and the prefetch may be others.
+        """Go on where :meth:`state_dict` was taken.
+
+        The batch size, the workers, the prefetch and, in training, the number of ranks may be others.
 
         Raises
         ------
@@ -177,30 +247,49 @@ class Loader:
             raise CoreclipError(
                 f"the loader's state must have the keys {', '.join(own)}; pass what state_dict() returned"
             )
-        for name in ("seed", "train", "subset", "fingerprint"):
+        for name in ("seed", "train", "order", "share", "subset", "fingerprint"):
             if state[name] != own[name]:
                 raise CoreclipError(
                     f"the loader's state has {name} {state[name]!r}, this loader {own[name]!r}; make the loader as before"
                 )
-        position = _checked_int("position", state["position"], 0, self.n_samples - 1)
+        position = _checked_int("position", state["position"], self._first, max(self._last - 1, self._first))
         self.set_epoch(state["epoch"])
         self._position = position
 
-    def _iterate(self, run: object, epoch: int, order: np.ndarray, slices: list[slice]) -> Iterator[Batch]:
-        indices, weights = self._indices[order], self._weights[order]
-        pending: deque[tuple[Batch, list[Future[None]], int]] = deque()
+    @property
+    def _stride(self) -> int:
+        """Positions that a batch moves on by."""
+        return self.batch_size * (self._settings.world_size if self._settings.train else 1)
+
+    def _slices(self, start: int) -> list[slice]:
+        return batch_slices(self._last, self._stride, start=start, drop_last=self._settings.drop_last)
+
+    def _order(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the epoch's order int64 (n_samples,), and where its windows begin, int64 (windows,)."""
+        settings, epoch = self._settings, self.epoch
+        if settings.order != "quasi_random":
+            order = epoch_order(self.n_samples, seed=settings.seed, epoch=epoch, order=settings.order)
+            return order, np.zeros(0, np.int64)
+        if self._blocks is None:
+            self._blocks = storage_blocks(self._shards.shard, self._shards.image_address)
+        blocks = self._blocks[self._indices]
+        return quasi_random_order(blocks, seed=settings.seed, epoch=epoch, window=settings.window)
+
+    def _iterate(self, run: object, epoch: _Epoch) -> Iterator[Batch]:
+        settings = self._settings
+        pending: deque[tuple[Callable[[], Batch], int]] = deque()
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="coreclip-decode")
         try:
-            images = self._resident_copy(pool, np.unique(indices)) if self._resident else self._stored
-            for part in [*slices, *[None] * self._prefetch]:
+            images = self._images(pool, epoch)
+            for part in [*epoch.slices, *[None] * settings.prefetch]:
                 if part is not None:
-                    pending.append((*self._start(pool, images, epoch, indices[part], weights[part]), part.stop))
-                if pending and (part is None or len(pending) > self._prefetch):
-                    batch, futures, position = pending.popleft()
-                    for future in futures:
-                        future.result()
-                    batch.weight[~batch.valid] = 0
-                    self._move(run, position, is_last=position == slices[-1].stop)
+                    if images is self._stored:
+                        self._read_ahead(epoch, part)
+                    pending.append((self._start(pool, images, epoch, part), part.stop))
+                if pending and (part is None or len(pending) > settings.prefetch):
+                    finish, position = pending.popleft()
+                    batch = finish()
+                    self._move(run, position, is_last=position == epoch.slices[-1].stop)
                     yield batch
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -213,43 +302,147 @@ class Loader:
         else:
             self._position = position
 
-    def _start(
-        self, pool: ThreadPoolExecutor, images: Images, epoch: int, index: np.ndarray, weight: np.ndarray
-    ) -> tuple[Batch, list["Future[None]"]]:
-        """Make a batch's arrays and start to fill in its images."""
+    def _share(self, part: slice) -> tuple[slice, int]:
+        settings = self._settings
+        return rank_share(part, settings.rank, settings.world_size) if settings.train else (part, 0)
+
+    def _read_ahead(self, epoch: _Epoch, part: slice) -> None:
+        """Ask for the images of a batch, or, where the order has windows, of the one after the batch's."""
+        windows = epoch.windows
+        if not len(windows):
+            index = epoch.indices[epoch.order[self._share(part)[0]]]
+            if len(index) and self._stored.n_bytes[index].mean() > _READ_AHEAD_BYTES:
+                self._shards.prefetch(index)
+            return
+        start = epoch.slices[0].start
+        before = np.searchsorted(windows, part.start - 1, "right") + 1 if part.start > start else 0
+        for number in range(before, min(np.searchsorted(windows, part.stop - 1, "right") + 1, len(windows))):
+            stop = windows[number + 1] if number + 1 < len(windows) else len(epoch.order)
+            positions = np.arange(max(windows[number], start), min(stop, self._last))
+            if self._settings.train:
+                own = (positions - start) % self._stride // self.batch_size == self._settings.rank
+                positions = positions[own]
+            if len(positions):
+                self._shards.prefetch(epoch.indices[epoch.order[positions]])
+
+    def _start(self, pool: ThreadPoolExecutor, images: Images, epoch: _Epoch, part: slice) -> Callable[[], Batch]:
+        """Make a batch's arrays and start to fill in its images; what is returned waits for them."""
         import torch
 
-        n, side = len(index), self.image_size
-        pixels = torch.empty((n, side, side, 3), dtype=torch.uint8)
-        tokens = torch.empty((n, self.dataset.context), dtype=torch.int64)
-        valid, caption = torch.empty(n, dtype=torch.bool), torch.empty(n, dtype=torch.int64)
-        rows = images.rows(index)
-        if images is self._stored and images.n_bytes[rows].mean() > _READ_AHEAD_BYTES:
-            self._shards.prefetch(index)
-        width, height = images.width[rows], images.height[rows]
-        if self._train:
-            boxes = random_boxes(width, height, index, self._seed, epoch, *self._crop_scale)
-            draws, margin = hash64(self._seed, epoch, index, CAPTION_STREAM), TRAINING_MARGIN
-        else:
-            boxes = centre_boxes(width, height, side)
-            draws, margin = np.zeros(n, np.uint64), EXACT_MARGIN
-        futures = start_decoding(
-            pool, self._decoders, images, rows, boxes, margin, pixels.numpy(), valid.numpy(), self.workers
-        )
-        self._captions.put(index, draws, tokens.numpy(), caption.numpy())
+        settings = self._settings
+        share, padding = self._share(part)
+        at = epoch.order[share]
+        index, keys = epoch.indices[at], epoch.keys[at]
+        n, rows = len(index), len(index) + padding
+        tokens = torch.empty((rows, self.dataset.context), dtype=torch.int64)
+        valid, caption = torch.empty(rows, dtype=torch.bool), torch.empty(rows, dtype=torch.int64)
         batch = Batch(
-            images=pixels.permute(0, 3, 1, 2), tokens=tokens, index=torch.from_numpy(index.copy()),
-            weight=torch.from_numpy(weight.astype(np.float32)), valid=valid, caption=caption,
+            images=tokens, tokens=tokens, index=torch.empty(rows, dtype=torch.int64),
+            weight=torch.empty(rows, dtype=torch.float32), valid=valid, caption=caption,
         )  # fmt: skip
-        return batch, futures
+        batch.index.numpy()[:n], batch.weight.numpy()[:n] = index, epoch.weights[at]
+        if padding:
+            tokens[n:], valid[n:], caption[n:], batch.index[n:] = 0, False, 0, -1
+        futures: list[Future[None]] = []
+        if self._pixels is not None:
+            batch.images = self._device_images(self._pixels, epoch.number, index, keys, padding)
+            valid.numpy()[:n] = self._pixels.valid[images.rows(index)]
+        else:
+            # numpy asks for huge pages, torch does not, and the page faults of large batches take a tenth of all time.
+            pixels = np.empty((rows, self.image_size, self.image_size, 3), np.uint8)
+            pixels[n:] = 0
+            batch.images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+            then = None if self._operations is None else self._operate(batch, pixels, epoch.number, part.start)
+            futures = self._decode(pool, images, epoch.number, index, keys, pixels[:n], valid.numpy()[:n], then)
+        draws = hash64(settings.seed, epoch.number, keys, streams.CAPTION) if settings.train else np.zeros(n, np.uint64)
+        self._captions.put(index, draws, tokens.numpy()[:n], caption.numpy()[:n])
 
-    def _resident_copy(self, pool: ThreadPoolExecutor, indices: np.ndarray) -> Images:
+        def finish() -> Batch:
+            for future in futures:
+                future.result()
+            batch.weight[~batch.valid] = 0
+            return batch
+
+        return finish
+
+    def _decode(
+        self,
+        pool: ThreadPoolExecutor,
+        images: Images,
+        epoch: int,
+        index: np.ndarray,
+        keys: np.ndarray,
+        pixels: np.ndarray,
+        valid: np.ndarray,
+        then: Callable[[], None] | None,
+    ) -> list["Future[None]"]:
+        settings, rows = self._settings, images.rows(index)
+        boxes = self._boxes(images.width[rows], images.height[rows], epoch, keys)
+        margin = TRAINING_MARGIN if settings.train else EXACT_MARGIN
+        changes = None
+        if settings.augment.changes_pixels:
+            changes = Changes(keys, settings.seed, epoch, settings.augment.settings())
+        return start_decoding(
+            pool, self._decoders, images, rows, boxes, margin, pixels, valid, self.workers, changes, then
+        )
+
+    def _boxes(self, width: np.ndarray, height: np.ndarray, epoch: int, keys: np.ndarray) -> np.ndarray:
+        settings = self._settings
+        if not settings.train:
+            return centre_boxes(width, height, self.image_size)
+        boxes = random_boxes(width, height, keys, settings.seed, epoch, *settings.crop_scale)
+        if settings.augment.flip:
+            mirror_boxes(boxes, keys, settings.seed, epoch, settings.augment.flip)
+        return boxes
+
+    def _operate(self, batch: Batch, pixels: np.ndarray, epoch: int, position: int) -> Callable[[], None]:
+        """Return what applies FFCV's operations to a batch, once its images are there."""
+        operations = self._operations
+        assert operations is not None
+        draw = int(hash64(self._settings.seed, epoch, np.array([position]), streams.OPERATIONS)[0])
+
+        def operate() -> None:
+            import torch
+
+            changed = operations(pixels, batch.index.numpy(), draw % 2**32)
+            changed[~batch.valid.numpy()] = 0
+            batch.images = torch.from_numpy(changed).permute(0, 3, 1, 2)
+
+        return operate
+
+    def _device_images(
+        self, pixels: "DevicePixels", epoch: int, index: np.ndarray, keys: np.ndarray, padding: int
+    ) -> "torch.Tensor":
+        import torch
+
+        settings, rows = self._settings, pixels.images.rows(index)
+        if not settings.train:
+            images = pixels.exact(rows)
+        elif settings.crop == "shift":
+            images = pixels.shifted(rows, keys, settings.seed, epoch, settings.augment.flip)
+        else:
+            boxes = self._boxes(pixels.images.width[rows], pixels.images.height[rows], epoch, keys)
+            images = pixels.resized(rows, boxes, self.image_size)
+        return torch.cat([images, images.new_zeros((padding, *images.shape[1:]))]) if padding else images
+
+    def _images(self, pool: ThreadPoolExecutor, epoch: _Epoch) -> Images:
+        """Return what to decode: the stored images, or a copy of those of the epoch, which is made where it is another."""
+        settings = self._settings
+        if not settings.resident:
+            return self._stored
+        indices = np.unique(epoch.indices[epoch.order[self._first : self._last]])
         if self._copy is None or self._copy.indices is None or not np.array_equal(self._copy.indices, indices):
-            self._copy = None  # the old one goes before the new one comes
-            side = math.ceil(self.image_size * _RESIDENT_ROOM) if self._train else self.image_size
-            self._copy = resident_images(
+            self._copy = self._pixels = None  # the old one goes before the new one comes
+            has_room = settings.train and settings.crop == "resized"
+            side = math.ceil(self.image_size * _RESIDENT_ROOM) if has_room else self.image_size
+            copy = resident_images(
                 self._stored, indices, side, centre_boxes, EXACT_MARGIN, pool, self._decoders, self.workers
             )
+            if settings.device is not None:
+                from coreclip.pipeline.resident import DevicePixels
+
+                self._pixels = DevicePixels(copy, settings.device)
+            self._copy = copy
         return self._copy
 
 
@@ -260,13 +453,21 @@ def make_loader(
     image_size: int = 224,
     train: bool = True,
     crop_scale: tuple[float, float] = (0.9, 1.0),
+    crop: str = "resized",
+    augment: Augment | None = None,
+    operations: Sequence[Any] = (),
     subset: Any = None,
     workers: int = 2,
     seed: int = 0,
+    order: str | None = None,
+    window: int = 64,
+    rank: int = 0,
+    world_size: int = 1,
     tokenizer: "Tokenizer | None" = None,
     drop_last: bool = False,
     prefetch: int = 2,
-    resident: bool = False,
+    resident: bool | str = False,
+    device: Any = "cpu",
 ) -> Loader:
     """Make an iterable of batches of a data set.
 
@@ -274,7 +475,7 @@ def make_loader(
     ----------
     dataset : Dataset
     batch_size : int
-        Pairs in a batch; the last one of an epoch can be smaller.
+        Pairs in a batch, on each rank; the last one of an epoch can be smaller.
     image_size : int
         Side of the images, pixels.
     train : bool
@@ -282,21 +483,45 @@ def make_loader(
         index), CLIP's preprocessing (shortest side to ``image_size``, bicubic, centre crop), the first caption.
     crop_scale : (float, float)
         Range of a random crop's area, as a fraction of the image's.
+    crop : {"resized", "shift"}
+        "shift", for ``resident="device"``: the centre square, moved by up to an eighth each way in place of the random
+        resized crop, its border filled by reflection.
+    augment : Augment or None
+        What else is changed in training images.
+    operations : sequence of ffcv Operation
+        FFCV's compiled image transforms, e.g. ``[ffcv.transforms.Cutout(16)]``, applied to each batch in turn.
     subset : None, int (k,), or an object with ``indices`` int (k,) and ``weights`` float (k,)
-        The pairs to visit, and what becomes of them in ``batch.weight``. A pair can come more than once.
+        The pairs to visit, and what becomes of them in ``batch.weight``. A pair can come more than once, each time
+        with a crop of its own.
     workers : int
         Decoding threads.
     seed : int
-        Order, crops and captions are functions of (seed, epoch, index).
+        Order, crops, changes and captions are functions of (seed, epoch, index).
+    order : {"random", "quasi_random", "sequential"} or None
+        None shuffles for ``train`` and goes in order without. "quasi_random" is for data that memory does not hold: it
+        shuffles blocks of 2 MiB of the shards and then the pairs of ``window`` blocks at a time, which are read ahead
+        together, so that a disk reads long runs.
+    window : int
+        Blocks that "quasi_random" mixes. Twice their size is kept in the page cache (the default asks for 256 MiB); a
+        batch never mixes more than the pairs of a window, so keep it to many times a batch.
+    rank, world_size : int
+        Which of how many processes this is; all must have the same arguments otherwise. In training each visits its
+        part of the same batches, every pair comes once, and all have equally many batches of equal length: a last batch
+        that can't be divided is filled up with rows whose ``index`` is -1, ``valid`` False and ``weight`` 0, or, with
+        ``drop_last``, a last batch that is not whole on all ranks is left out. Without ``train`` each visits a run of
+        the order, nothing is filled up, and the numbers of batches can differ.
     tokenizer : Tokenizer or None
         None takes the data set's own; with another one all captions are encoded now.
     drop_last : bool
         Leave out an epoch's last batch where it would be smaller.
     prefetch : int
         Batches that are decoded ahead of the consumer.
-    resident : bool
+    resident : bool or "device"
         Decode at the first epoch only and keep the images in memory: the centre square, for ``train`` with a margin of
-        a seventh, which random crops are then taken from.
+        a seventh, which random crops are then taken from. "device" keeps them as one tensor on ``device`` and crops
+        them there; of ``augment`` it knows ``flip`` alone.
+    device : str or torch.device
+        Where ``resident="device"`` keeps them, and where ``batch.images`` then are.
 
     Returns
     -------
@@ -315,25 +540,72 @@ def make_loader(
     """
     if not isinstance(dataset, Dataset):
         raise CoreclipError(f"dataset = {dataset!r} is not a Dataset; open a converted folder with Dataset(path)")
-    for name, flag in (("train", train), ("drop_last", drop_last), ("resident", resident)):
+    for name, flag in (("train", train), ("drop_last", drop_last)):
         if not isinstance(flag, (bool, np.bool_)):
             raise CoreclipError(f"{name} = {flag!r} is not allowed: it must be True or False")
+    if not isinstance(resident, (bool, np.bool_)) and resident != "device":
+        raise CoreclipError(f'resident = {resident!r} is not allowed: it must be True, False or "device"')
     if tokenizer is not None and not (hasattr(tokenizer, "encode") and hasattr(tokenizer, "sha256")):
         raise CoreclipError(f"tokenizer = {tokenizer!r} is not a Tokenizer; load one with Tokenizer.load(path)")
-    return Loader(
-        dataset,
+    if order is not None and order not in ORDERS:
+        raise CoreclipError(f"order = {order!r} is not allowed: it must be one of {', '.join(ORDERS)}")
+    world_size = _checked_int("world_size", world_size, 1, 1 << 20)
+    settings = _Settings(
         batch_size=_checked_int("batch_size", batch_size, 1, 1 << 20),
         image_size=_checked_int("image_size", image_size, 8, 4096),
         train=bool(train),
         crop_scale=_checked_scale(crop_scale),
-        subset=subset,
+        crop=crop,
+        augment=Augment() if augment is None else augment,
         workers=_checked_int("workers", workers, 1, 256),
         seed=_checked_int("seed", seed, 0, 2**63 - 1),
-        tokenizer=tokenizer,
+        order=order or ("random" if train else "sequential"),
+        window=_checked_int("window", window, 1, 1 << 20),
+        rank=_checked_int("rank", rank, 0, world_size - 1),
+        world_size=world_size,
         drop_last=bool(drop_last),
         prefetch=_checked_int("prefetch", prefetch, 0, 256),
         resident=bool(resident),
+        device=_checked_device(device) if resident == "device" else None,
     )
+    _check_changes(settings, operations)
+    compiled = None
+    if len(operations):
+        from coreclip.pipeline.operations import Operations
+
+        compiled = Operations(operations, settings.image_size)
+    return Loader(dataset, settings, subset=subset, tokenizer=tokenizer, operations=compiled)
+
+
+def _check_changes(settings: _Settings, operations: Any) -> None:
+    augment, on_device = settings.augment, settings.device is not None
+    if not isinstance(augment, Augment):
+        raise CoreclipError(f"augment = {augment!r} is not an Augment; pass e.g. Augment(flip=0.5)")
+    if not isinstance(operations, (list, tuple)):
+        raise CoreclipError(f"operations = {operations!r} is not allowed: it must be a list of FFCV operations")
+    if (augment.flip or augment.changes_pixels) and not settings.train:
+        raise CoreclipError("augment is for train=True only: evaluation sees the images as they are; leave it out")
+    if on_device and (augment.changes_pixels or len(operations)):
+        raise CoreclipError(
+            'resident="device" knows no jitter, grey, cutout or operations, which change images while they are decoded; '
+            "use resident=True, or Augment(flip=...) alone"
+        )
+    if settings.crop not in ("resized", "shift"):
+        raise CoreclipError(f"crop = {settings.crop!r} is not allowed: it must be one of resized, shift")
+    if settings.crop == "shift" and not (on_device and settings.train):
+        raise CoreclipError('crop="shift" needs train=True and resident="device"; use crop="resized"')
+
+
+def _checked_device(device: Any) -> Any:
+    import torch
+
+    try:
+        checked = torch.device(device)
+        torch.empty(0, device=checked)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        cause = str(error).partition("\n")[0]
+        raise CoreclipError(f"device = {device!r} can't be used: {cause}; use e.g. cpu or cuda") from None
+    return checked
 
 
 def _checked_int(name: str, value: Any, low: int, high: int) -> int:

@@ -126,6 +126,7 @@ def _resize_block(
     columns: tuple[np.ndarray, np.ndarray],
     lines: np.ndarray,
     block: np.ndarray,
+    mirrored: bool,
     out: np.ndarray,
 ) -> None:
     """Write to ``out`` float32 (n_out, 32) the output rows from ``y0`` on of one plane, transposed."""
@@ -138,8 +139,9 @@ def _resize_block(
     for x in range(width):
         for r in range(_BLOCK):
             block[x, r] = lines[r, x]
+    last = column_starts.size - 1
     for i in range(column_starts.size):
-        _sum_columns(block, column_starts[i] - left, column_weights[i], out[i])
+        _sum_columns(block, column_starts[i] - left, column_weights[i], out[last - i if mirrored else i])
 
 
 @njit(cache=True, nogil=True, fastmath=True)
@@ -188,14 +190,17 @@ def resize_planes(
     is_ycc : bool
         Whether the planes are YCbCr.
     box : float64 (4,)
-        left, top, right, bottom in pixels of the source image.
+        left, top, right, bottom in pixels of the source image; mirrored where right is below left.
     out : uint8 (size_h, size_w, 3)
         Written.
     """
     height, width = out.shape[0], out.shape[1]
-    left, top, right, bottom = box[0] * scale, box[1] * scale, box[2] * scale, box[3] * scale
-    rows = resize_weights(top, bottom, size[1], height, 1, first.shape[0])
-    columns = resize_weights(left, right, size[0], width, 1, first.shape[1])
+    mirrored = box[2] < box[0]
+    left, right = min(box[0], box[2]) * scale, max(box[0], box[2]) * scale
+    top, bottom = box[1] * scale, box[3] * scale
+    whole = int(np.int64(1))  # a literal would be a type of its own, and the function compiled twice
+    rows = resize_weights(top, bottom, size[1], height, whole, first.shape[0])
+    columns = resize_weights(left, right, size[0], width, whole, first.shape[1])
     chroma_rows = resize_weights(top, bottom, size[1], height, shrunk[1], second.shape[0])
     chroma_columns = resize_weights(left, right, size[0], width, shrunk[0], second.shape[1])
     widest = max(first.shape[1], second.shape[1])
@@ -208,10 +213,9 @@ def resize_planes(
     for y0 in range(0, height, _BLOCK):
         for channel in range(1 if is_grey else 3):
             plane = first if channel == 0 else second if channel == 1 else third
-            if channel == 0:
-                _resize_block(plane, y0, rows, columns, lines, block, sums[0])
-            else:
-                _resize_block(plane, y0, chroma_rows, chroma_columns, lines, block, sums[channel])
+            down = rows if channel == 0 else chroma_rows
+            across = columns if channel == 0 else chroma_columns
+            _resize_block(plane, y0, down, across, lines, block, mirrored, sums[channel])
         flat = sums.reshape(3, width * _BLOCK)
         _to_bytes(flat[0], flat[0 if is_grey else 1], flat[0 if is_grey else 2], is_ycc, rgb)
         _interleave(rgb, out[y0 : y0 + _BLOCK])

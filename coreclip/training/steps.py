@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from coreclip.config import Config
 from coreclip.errors import CoreclipError
-from coreclip.pipeline import Batch, Dataset, Loader, Tokenizer, make_loader
+from coreclip.pipeline import Augment, Batch, Dataset, Loader, Tokenizer, make_loader
 from coreclip.training.device import resolve_device
 from coreclip.training.loss import ContrastiveLoss, contrastive_loss, equal_pairs
 from coreclip.training.model import Clip, build_model, set_statistics_share
@@ -108,6 +108,10 @@ def training_loader(dataset: Dataset, config: Config, subset: Any, tokenizer: To
         image_size=config.data.image_size,
         train=True,
         crop_scale=config.data.crop_scale,
+        augment=Augment(
+            flip=config.data.flip, jitter=config.data.jitter, grey=config.data.grey, cutout=config.data.cutout
+        ),
+        order=config.data.order,
         subset=subset,
         workers=config.data.workers,
         seed=config.train.seed,

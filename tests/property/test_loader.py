@@ -60,3 +60,42 @@ def test_resume_with_another_batch_size_visits_the_rest(dataset, before, after, 
     rest = [i for batch in second for i in batch.index.tolist()]
     assert epoch in (0, 1)
     assert sorted(rest if epoch else seen + rest) == list(range(N))
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    worlds=st.tuples(st.integers(1, 4), st.integers(1, 4)), sizes=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    taken=st.integers(0, 9), order=st.sampled_from(["random", "quasi_random", "sequential"]), drop_last=st.booleans(),
+    subset=st.lists(st.integers(0, N - 1), min_size=16, max_size=25), seed=st.integers(0, 2**63 - 1),
+)  # fmt: skip
+def test_ranks_share_an_epoch_that_other_ranks_can_end(dataset, worlds, sizes, taken, order, drop_last, subset, seed):
+    def loaders(world_size: int, batch_size: int, drop: bool):
+        return [
+            make_loader(
+                dataset, subset=subset, batch_size=batch_size, image_size=8, order=order, window=2, seed=seed,
+                drop_last=drop, rank=rank, world_size=world_size, workers=1, prefetch=1,
+            )
+            for rank in range(world_size)
+        ]  # fmt: skip
+
+    before = loaders(worlds[0], sizes[0], drop_last)
+    iterators = [iter(loader) for loader in before]
+    seen: list[int] = []
+    count = min(taken, len(before[0]) - 1)
+    assert len({len(loader) for loader in before}) == 1
+    for _ in range(count):
+        batches = [next(iterator) for iterator in iterators]
+        assert {len(batch) for batch in batches} == {sizes[0]}
+        seen += [i for batch in batches for i in batch.index.tolist()]
+    assert -1 not in seen
+    state = before[-1].state_dict()
+    after = loaders(worlds[1], sizes[1], False)
+    for loader in after:
+        loader.load_state_dict(state)
+    epochs = [list(loader) for loader in after]
+    assert len({len(batches) for batches in epochs}) == 1
+    for step in zip(*epochs, strict=True):
+        assert len({len(batch) for batch in step}) == 1
+    rest = [i for batches in epochs for batch in batches for i in batch.index.tolist() if i >= 0]
+    assert sorted(seen + rest) == sorted(subset)
+    assert after[0].epoch == 1

@@ -6,7 +6,14 @@ from hypothesis import strategies as st
 
 from coreclip.pipeline.crops import hash64_of, random_boxes
 from coreclip.pipeline.feeds import equal_parts
-from coreclip.pipeline.order import batch_slices, epoch_order
+from coreclip.pipeline.order import (
+    batch_slices,
+    epoch_order,
+    occurrence_keys,
+    quasi_random_order,
+    rank_share,
+    storage_blocks,
+)
 from coreclip.randomness import hash64
 
 seeds = st.integers(0, 2**63 - 1)
@@ -15,14 +22,14 @@ seeds = st.integers(0, 2**63 - 1)
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 300), seeds, st.integers(0, 1000))
 def test_order_visits_each_position_once(n, seed, epoch):
-    order = epoch_order(n, seed=seed, epoch=epoch, train=True)
+    order = epoch_order(n, seed=seed, epoch=epoch, order="random")
     assert (np.sort(order) == np.arange(n)).all()
-    assert (order == epoch_order(n, seed=seed, epoch=epoch, train=True)).all()
-    assert (epoch_order(n, seed=seed, epoch=epoch, train=False) == np.arange(n)).all()
+    assert (order == epoch_order(n, seed=seed, epoch=epoch, order="random")).all()
+    assert (epoch_order(n, seed=seed, epoch=epoch, order="sequential") == np.arange(n)).all()
 
 
 def test_epochs_and_seeds_have_their_own_order():
-    orders = [epoch_order(100, seed=s, epoch=e, train=True).tolist() for s in range(3) for e in range(3)]
+    orders = [epoch_order(100, seed=s, epoch=e, order="random").tolist() for s in range(3) for e in range(3)]
     assert len({tuple(order) for order in orders}) == 9
 
 
@@ -82,3 +89,54 @@ def test_crops_fill_the_ranges_of_area_and_aspect():
 def test_crop_of_an_extreme_image_is_its_centre():
     boxes = random_boxes(np.array([300], np.int32), np.array([30], np.int32), np.array([0]), 0, 0, 0.9, 1.0)
     assert boxes[0].tolist() == [130, 0, 170, 30]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=300), seeds, st.integers(0, 100), st.integers(1, 9))
+def test_quasi_random_order_mixes_few_blocks_at_a_time(blocks, seed, epoch, window):
+    blocks = np.array(blocks, np.int64)
+    order, starts = quasi_random_order(blocks, seed=seed, epoch=epoch, window=window)
+    assert (np.sort(order) == np.arange(len(blocks))).all()
+    assert (order == quasi_random_order(blocks, seed=seed, epoch=epoch, window=window)[0]).all()
+    parts = np.split(blocks[order], starts[1:])
+    assert starts[0] == 0
+    assert all(1 <= len(np.unique(part)) <= window for part in parts)
+    assert sum(len(np.unique(part)) for part in parts) == len(np.unique(blocks))  # no block in two windows
+
+
+def test_quasi_random_orders_differ_and_mix():
+    blocks = np.repeat(np.arange(50), 20)
+    orders = [quasi_random_order(blocks, seed=s, epoch=e, window=10)[0] for s in range(2) for e in range(2)]
+    assert len({tuple(order.tolist()) for order in orders}) == 4
+    for order in orders:
+        assert len(np.unique(blocks[order[:64]])) == 10
+        assert (np.abs(np.diff(order[:200])) > 1).mean() > 0.9
+    assert len({blocks[order[:200]].min() for order in orders}) > 1
+
+
+def test_blocks_are_of_one_shard_and_of_its_neighbours():
+    shard = np.array([0, 0, 0, 1, 1, 2], np.int32)
+    address = np.array([100, 2**21 + 99, 2**21 + 100, 5, 2**23, 7], np.uint64)
+    assert storage_blocks(shard, address).tolist() == [0, 0, 1, 2, 5, 6]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=100))
+def test_each_occurrence_has_its_own_key_and_the_first_has_the_index(indices):
+    indices = np.array(indices, np.int64)
+    keys = occurrence_keys(indices)
+    assert len(np.unique(keys)) == len(keys)
+    _, first = np.unique(indices, return_index=True)
+    assert (keys[first] == indices[first]).all()
+    assert (keys >= 0).all()
+    shorter = occurrence_keys(indices[: len(indices) // 2])
+    assert (keys[: len(shorter)] == shorter).all()
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(1, 100), st.integers(1, 7), st.integers(1, 9))
+def test_shares_are_disjoint_cover_and_are_of_equal_length_with_their_padding(n, world_size, start):
+    shares = [rank_share(slice(start, start + n), rank, world_size) for rank in range(world_size)]
+    assert [i for share, _ in shares for i in range(share.start, share.stop)] == list(range(start, start + n))
+    assert {share.stop - share.start + padding for share, padding in shares} == {-(-n // world_size)}
+    assert all(padding in (0, 1) for _, padding in shares)

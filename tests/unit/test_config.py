@@ -11,7 +11,7 @@ def test_without_a_file_the_defaults_hold():
 
 
 def test_toml_round_trip(tmp_path):
-    config = load_config(overrides=["train.lr=0.002", "data.crop_scale=[0.5, 1]", "model.image_tower=vit"])
+    config = load_config(overrides=["train.lr=0.002", "data.jitter=[0.4, 0.4, 0, 0.1]", "model.image_tower=vit"])
     (tmp_path / "c.toml").write_text(config_to_toml(config))
     assert load_config(tmp_path / "c.toml") == config
 
@@ -45,6 +45,12 @@ def test_a_whole_number_may_stand_for_a_real_one():
         ("data.batch_size=2.5", ["data.batch_size", "int"]),
         ("data.crop_scale=[0.5]", ["data.crop_scale", "2 numbers"]),
         ("data.crop_scale=[0.9, 0.5]", ["data.crop_scale", "low <= high"]),
+        ("data.order=sequential", ["data.order", "random, quasi_random"]),
+        ("data.flip=1.5", ["data.flip", "probability"]),
+        ("data.grey=-0.1", ["data.grey", "probability"]),
+        ("data.cutout=2", ["data.cutout", "fraction of the image's side"]),
+        ("data.jitter=[0.4, 0.4, 0.4]", ["data.jitter", "4 numbers"]),
+        ("data.jitter=[0.4, 0.4, 0.4, 0.6]", ["data.jitter", "hue's 0.5 at most"]),
         ("model.image_tower=resnext", ["model.image_tower", "cnn, vit"]),
         ("model.heads=3", ["model.text_width", "multiple of model.heads = 3"]),
         ("train.signals=1", ["train.signals", "bool"]),
