@@ -48,7 +48,7 @@ _ARRAY_ARGUMENTS = np.dtype([("shape", "<u8", 32), ("type_length", "<u8")])
 _TOKEN = np.dtype("<u2")
 _TOKEN_TYPE = json.dumps(_TOKEN.descr).encode("ascii")
 _ALLOCATIONS_PER_ROW = 3  # tokens, captions, image
-_PIECE = 1 << 14  # rows whose tables are read and checked at a time: 2 MB, which a core's cache holds
+_PIECE = 1 << 13  # rows whose tables are read and checked at a time: 1 MB, which a core's cache holds
 
 # Name: (FFCV's type id, its metadata). Unaligned records inside an aligned one, as numpy builds them for FFCV.
 _FIELDS = {
@@ -483,30 +483,26 @@ class _Tables:
     data_end: int
     page_size: int
 
-    def records(self, first: int, count: int) -> np.ndarray:
-        """Read the metadata of some rows."""
-        kind = _metadata_type(self.labels)
-        start = _metadata_start(self.labels) + first * kind.itemsize
-        return np.frombuffer(_read_exactly(self.path, self.file, count * kind.itemsize, start), kind)
+    def records(self, first: int, out: np.ndarray) -> np.ndarray:
+        """Read the metadata of as many rows as ``out`` holds."""
+        return _read_into(self.path, self.file, out, _metadata_start(self.labels) + first * out.itemsize)
 
-    def allocations(self, first: int, count: int) -> np.ndarray:
-        """Read the allocations of as many rows."""
-        per_row = _ALLOCATIONS_PER_ROW * _ALLOCATION.itemsize
-        return np.frombuffer(
-            _read_exactly(self.path, self.file, count * per_row, self.data_end + first * per_row), _ALLOCATION
-        )
+    def allocations(self, first: int, out: np.ndarray) -> np.ndarray:
+        """Read the allocations of the rows from ``first`` on, three for each."""
+        return _read_into(self.path, self.file, out, self.data_end + first * _ALLOCATIONS_PER_ROW * out.itemsize)
+
+    def buffers(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return room for the metadata and the allocations of ``count`` rows."""
+        return np.empty(count, _metadata_type(self.labels)), np.empty(count * _ALLOCATIONS_PER_ROW, _ALLOCATION)
 
 
-def _read_exactly(path: Path, file: int, n_bytes: int, start: int) -> bytearray:
-    buffer = bytearray(n_bytes)
-    view, done = memoryview(buffer), 0
-    while done < n_bytes:
+def _read_into(path: Path, file: int, out: np.ndarray, start: int) -> np.ndarray:
+    view, done = out.view(np.uint8).data, 0
+    while done < len(view):
         n_read = os.preadv(file, [view[done:]], start + done)
-        _require(
-            n_read > 0, path, f"it ends at byte {start + done}", f"before byte {start + n_bytes}, so it is truncated"
-        )
+        _require(n_read > 0, path, f"it ends at byte {start + done}", "so it is truncated")
         done += n_read
-    return buffer
+    return out
 
 
 def _refuse(path: Path, what: str, rule: str) -> NoReturn:
@@ -546,7 +542,7 @@ def _descriptors(labels: bool, token_shape: tuple[int, int]) -> np.ndarray:
 
 def _read_header(path: Path, file: int, size: int) -> np.void:
     _require(size >= _HEADER.itemsize, path, f"it has {size} bytes", f"a header alone has {_HEADER.itemsize}")
-    header = np.frombuffer(_read_exactly(path, file, _HEADER.itemsize, 0), _HEADER)[0]
+    header = _read_into(path, file, np.empty(1, _HEADER), 0)[0]
     if header["version"] == 0:
         _refuse(path, "its header is empty", "so its writer never finished")
     _require(header["version"] == _VERSION, path, f"its version is {header['version']}", f"it must be {_VERSION}")
@@ -564,8 +560,7 @@ def _read_header(path: Path, file: int, size: int) -> np.void:
 def _read_descriptors(path: Path, file: int, n_fields: int) -> tuple[bool, tuple[int, int]]:
     labels = n_fields == 5
     names = field_names(labels)
-    stored = _read_exactly(path, file, n_fields * _DESCRIPTOR.itemsize, _HEADER.itemsize)
-    descriptors = np.frombuffer(stored, _DESCRIPTOR)
+    descriptors = _read_into(path, file, np.empty(n_fields, _DESCRIPTOR), _HEADER.itemsize)
     found = [
         (descriptor["name"].tobytes().split(b"\0")[0].decode("ascii", "backslashreplace"), int(descriptor["type_id"]))
         for descriptor in descriptors
@@ -608,10 +603,12 @@ def _read_in_order(tables: _Tables, token_shape: tuple[int, int]) -> dict[str, A
         "image_sizes": np.empty(n, np.uint64),
         "token_addresses": np.empty(n, np.uint64),
     }
+    room_for_rows, room_for_table = tables.buffers(min(_PIECE, n))
     end, next_index = tables.data_start, None
     for first in range(0, n, _PIECE):
         count = min(_PIECE, n - first)
-        rows, table = tables.records(first, count), tables.allocations(first, count)
+        rows = tables.records(first, room_for_rows[:count])
+        table = tables.allocations(first, room_for_table[: 3 * count])
         if not _are_in_order(rows, table, first, end, tables, token_shape):
             return None
         part, image = slice(first, first + count), rows["image"]
@@ -659,7 +656,9 @@ def _are_in_order(
 def _read_in_any_order(tables: _Tables, token_shape: tuple[int, int]) -> dict[str, Any]:
     """Read the tables at once, in whatever order they are, and name what is wrong."""
     path = tables.path
-    rows, table = tables.records(0, tables.rows), tables.allocations(0, tables.rows)
+    rows, table = tables.buffers(tables.rows)
+    tables.records(0, rows)
+    tables.allocations(0, table)
     table = table[np.argsort(table["ptr"], kind="stable")]
     _check_allocations(path, table, tables.data_start, tables.data_end, tables.page_size)
     addresses = np.stack([rows["tokens"], rows["captions"]["ptr"], rows["image"]["ptr"]])

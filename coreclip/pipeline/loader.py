@@ -23,6 +23,7 @@ from coreclip.pipeline.dataset import Dataset
 from coreclip.pipeline.decode import EXACT_MARGIN, TRAINING_MARGIN, load_decoder
 from coreclip.pipeline.feeds import DecoderShelf, Images, captions_of, resident_images, start_decoding, stored_images
 from coreclip.pipeline.order import CAPTION_STREAM, batch_slices, epoch_order
+from coreclip.pipeline.readahead import ReadAhead
 from coreclip.randomness import hash64
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from coreclip.pipeline.tokenizer import Tokenizer
 
 _RESIDENT_ROOM = 8 / 7  # resident images of a training loader are this much larger, so that crops have room (256 : 224)
-_READ_AHEAD_BYTES = 8192  # images smaller than this on average come with their neighbours' pages: asking costs more
 
 
 @dataclass(eq=False)
@@ -150,7 +150,9 @@ class Loader:
         if self._run is not None:
             self.set_epoch(self.epoch + 1)
         self._indices, self._weights, self.n_samples = indices, weights, len(indices)
-        self._digest = hashlib.sha256(indices.tobytes() + weights.tobytes()).hexdigest()
+        digest = hashlib.sha256(indices.data)
+        digest.update(weights.data)
+        self._digest = digest.hexdigest()
         self._position = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -187,14 +189,18 @@ class Loader:
         self._position = position
 
     def _iterate(self, run: object, epoch: int, order: np.ndarray, slices: list[slice]) -> Iterator[Batch]:
-        indices, weights = self._indices[order], self._weights[order]
+        indices, weights = self._indices, self._weights
         pending: deque[tuple[Batch, list[Future[None]], int]] = deque()
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="coreclip-decode")
         try:
             images = self._resident_copy(pool, np.unique(indices)) if self._resident else self._stored
+            parts = slices if images is self._stored else []
+            ahead = ReadAhead(self._shards, (indices[order[part]] for part in parts))
             for part in [*slices, *[None] * self._prefetch]:
                 if part is not None:
-                    pending.append((*self._start(pool, images, epoch, indices[part], weights[part]), part.stop))
+                    ahead.advance()
+                    chosen = order[part]
+                    pending.append((*self._start(pool, images, epoch, indices[chosen], weights[chosen]), part.stop))
                 if pending and (part is None or len(pending) > self._prefetch):
                     batch, futures, position = pending.popleft()
                     for future in futures:
@@ -224,8 +230,6 @@ class Loader:
         tokens = torch.empty((n, self.dataset.context), dtype=torch.int64)
         valid, caption = torch.empty(n, dtype=torch.bool), torch.empty(n, dtype=torch.int64)
         rows = images.rows(index)
-        if images is self._stored and images.n_bytes[rows].mean() > _READ_AHEAD_BYTES:
-            self._shards.prefetch(index)
         width, height = images.width[rows], images.height[rows]
         if self._train:
             boxes = random_boxes(width, height, index, self._seed, epoch, *self._crop_scale)

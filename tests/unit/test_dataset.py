@@ -89,8 +89,6 @@ def test_the_set_of_shards_has_each_pairs_bytes_at_its_address(dataset: Dataset)
         assert shards.shard.tolist() == [i // 5 for i in range(N)]
         assert shards.mode.tolist() == [int(i % 5 == 0) for i in range(N)]
         assert np.flatnonzero(shards.tolerated).tolist() == [4]
-        assert shards.label is not None
-        assert shards.label.tolist() == [i % 2 for i in range(N)]
         assert list(zip(shards.width.tolist(), shards.height.tolist(), strict=True)) == [size_of(i) for i in range(N)]
         shards.prefetch(np.arange(N)[::-1])
         shards.prefetch(np.array([], np.int64))
