@@ -30,18 +30,23 @@ def draw_jpegs(n: int, width: int = 500, height: int = 375) -> list[bytes]:
         for side in (4, 16, 64, 256):
             layer = Image.fromarray(rng.integers(0, 256, (side * 3 // 4, side, 3), dtype=np.uint8))
             image += np.asarray(layer.resize((width, height), Image.Resampling.BICUBIC)) * (16 / side) ** 0.7
-        image += rng.normal(0, 12, image.shape)
+        image += rng.normal(0, 58, (height, width, 1))
         buffer = io.BytesIO()
         Image.fromarray(np.uint8(np.clip(image / 4, 0, 255))).save(buffer, "JPEG", quality=90)
         jpegs.append(buffer.getvalue())
     return jpegs
 
 
-def write_photos(path: Path, n_bytes: int, *, shard_bytes: int = 1 << 28) -> int:
-    """Write a data set of photographs that has about ``n_bytes``, each file with a comment of its own; return the pairs."""
+def write_photos(path: Path, n_bytes: int, *, raw: bool = False, shard_bytes: int = 1 << 28) -> int:
+    """Write a data set of about ``n_bytes``: photographs as JPEG, each with a comment of its own, or as raw pixels.
+
+    Raw ones have 192 x 192 pixels, 110 KB, and cost so little to decode that the disk decides how fast they are read.
+    Returns the number of pairs.
+    """
     path.mkdir(parents=True)
-    jpegs = draw_jpegs(200)
-    n = max(1, n_bytes // (sum(map(len, jpegs)) // len(jpegs)))
+    side = 192
+    images = [np.random.default_rng(0).bytes(3 * side * side)] if raw else draw_jpegs(200)
+    n = max(1, n_bytes // (sum(map(len, images)) // len(images)))
     per_shard = max(1, n * shard_bytes // n_bytes)
     tokenizer = _write_tokenizer(path)
     tokens = np.asarray(tokenizer.encode([CAPTION], CONTEXT), np.uint16)
@@ -52,10 +57,12 @@ def write_photos(path: Path, n_bytes: int, *, shard_bytes: int = 1 << 28) -> int
             path / f"{number:05d}.beton", captions_per_row=1, context=CONTEXT, labels=False, max_rows=count
         ) as writer:
             for index in range(first, first + count):
-                jpeg = jpegs[index % len(jpegs)]
-                comment = b"\xff\xfe\x00\x0a" + index.to_bytes(8, "little")
-                stored = jpeg[:2] + comment + jpeg[2:]
-                writer.add(stored, "jpg", 500, 375, [CAPTION], tokens, index)
+                image, own = images[index % len(images)], index.to_bytes(8, "little")
+                if raw:
+                    writer.add(own + image[8:], "raw", side, side, [CAPTION], tokens, index)
+                else:
+                    stored = image[:2] + b"\xff\xfe\x00\x0a" + own + image[2:]
+                    writer.add(stored, "jpg", 500, 375, [CAPTION], tokens, index)
         rows.append(count)
     _finish(path, rows, tokenizer)
     return n
