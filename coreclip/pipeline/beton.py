@@ -14,6 +14,7 @@ Left out: every other field type, and samples that span pages.
 """
 
 import contextlib
+import errno
 import json
 import mmap
 import os
@@ -466,7 +467,10 @@ def read_shard(path: str | os.PathLike[str]) -> Shard:
             columns = _read_in_order(tables, token_shape) or _read_in_any_order(tables, token_shape)
             mapping = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
     except OSError as error:
-        raise CoreclipError(f"shard {path} can't be read: {error.strerror}; check the path or convert again") from None
+        remedy = "check the path or convert again"
+        if error.errno == errno.EMFILE:
+            remedy = "raise this process's limit of open files, ulimit -n"
+        raise CoreclipError(f"shard {path} can't be read: {error.strerror}; {remedy}") from None
     page_size, (captions_per_row, context) = tables.page_size, token_shape
     return Shard(path, mapping, page_size, captions_per_row, context, labels, **columns)
 

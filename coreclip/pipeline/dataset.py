@@ -21,7 +21,7 @@ import numpy as np
 from coreclip.errors import CoreclipError
 from coreclip.files import read_json
 from coreclip.pipeline.beton import MODES, Shard, field_names, read_shard
-from coreclip.pipeline.readahead import expect_random_reads, page_runs, request
+from coreclip.pipeline.readahead import expect_random_reads, fresh_windows, page_runs, request
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +34,6 @@ FORMAT_VERSION = 1
 
 _TABLE_PIECE = 1 << 16  # rows of pairs.parquet that are in memory at a time
 _OTHER_FILES = 256  # that a process may open beside the shards
-_READ_AHEAD_BYTES = 8192  # mean size of an image from which on images are asked for
 _OPENERS = 4  # shards that are opened at a time: their reading overlaps, and each has its columns in memory twice
 
 
@@ -374,7 +373,6 @@ class ShardSet:
     def __init__(self, dataset: Dataset) -> None:
         self.n, self.context, self.captions_per_row = dataset.n, dataset.context, dataset.captions_per_row
         self.closed = False
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="coreclip-read")
         self.image_address, self.image_size, self.token_address = (np.empty(self.n, np.uint64) for _ in range(3))
         self.mode = np.empty(self.n, np.uint8)
         self.width, self.height = np.empty(self.n, np.int32), np.empty(self.n, np.int32)
@@ -392,14 +390,11 @@ class ShardSet:
                 pool.shutdown(wait=True, cancel_futures=True)
                 self.close()
                 raise
-        self._asks = int(self.image_size.sum()) > _READ_AHEAD_BYTES * self.n
-        if self._asks:
-            for mapping in self._mappings:
-                expect_random_reads(mapping)
 
     def _take(self, dataset: Dataset, number: int) -> None:
         shard = dataset._open_shard(number)
         self._mappings.append(shard.mapping)
+        expect_random_reads(shard.mapping)
         rows = slice(self._first_index[number], self._first_index[number + 1])
         base = np.uint64(shard.base_address)
         np.add(shard.image_addresses, base, out=self.image_address[rows])
@@ -423,27 +418,26 @@ class ShardSet:
 
     def close(self) -> None:
         """Unmap the shards; nothing may read from the addresses any more. A second call does nothing."""
-        if not self.closed:
-            self._reader.shutdown(wait=True, cancel_futures=True)
         self.closed = True
         while self._mappings:
             with contextlib.suppress(BufferError):
                 self._mappings.pop().close()
 
-    def prefetch(self, indices: np.ndarray) -> None:
-        """Have the system read the rows of ``indices`` (int64 (b,)) ahead; returns at once.
+    def prefetch(self, indices: np.ndarray, windows: set[int] | None = None) -> None:
+        """Ask the system to read rows ahead; waits for room in the disk's queue, not for the reading.
 
         A row's tokens and image are asked for, and its captions where they lie between; neighbours are put together.
-        Nothing happens where images are small: they come with their neighbours' pages, and asking would cost more.
-        """
-        if self._asks and not self.closed:
-            self._reader.submit(self._request, indices)
 
-    def _request(self, indices: np.ndarray) -> None:
+        Parameters
+        ----------
+        indices : int64 (b,)
+        windows : set or None
+            For small images: all that lies around them is asked for, but not what is in this set, which grows by it.
+        """
         image, tokens = self.image_address[indices], self.token_address[indices]
         token_bytes = np.uint64(2 * self.captions_per_row * self.context)
         first, end = np.append(image, tokens), np.append(image + self.image_size[indices], tokens + token_bytes)
-        request(*page_runs(first, end))
+        request(*(page_runs(first, end) if windows is None else fresh_windows(first, end, windows)))
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> "pa.Table":

@@ -192,10 +192,9 @@ class Loader:
         indices, weights = self._indices, self._weights
         pending: deque[tuple[Batch, list[Future[None]], int]] = deque()
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="coreclip-decode")
+        ahead = ReadAhead(self._shards, () if self._resident else (indices[order[part]] for part in slices))
         try:
             images = self._resident_copy(pool, np.unique(indices)) if self._resident else self._stored
-            parts = slices if images is self._stored else []
-            ahead = ReadAhead(self._shards, (indices[order[part]] for part in parts))
             for part in [*slices, *[None] * self._prefetch]:
                 if part is not None:
                     ahead.advance()
@@ -209,6 +208,7 @@ class Loader:
                     self._move(run, position, is_last=position == slices[-1].stop)
                     yield batch
         finally:
+            ahead.close()
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _move(self, run: object, position: int, *, is_last: bool) -> None:
