@@ -104,7 +104,8 @@ class ReadAhead:
             if batch is None:
                 break
             self._thread.submit(self._shards.prefetch, batch, self._windows)
-            self._asked.append(int(self._shards.image_size[batch].sum()))
+            n_bytes = int(self._shards.image_size[batch].sum()) if self._windows is None else _REQUEST * len(batch)
+            self._asked.append(n_bytes)
             self._ahead += self._asked[-1]
         if self._asked:
             self._ahead -= self._asked.popleft()

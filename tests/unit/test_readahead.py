@@ -135,6 +135,19 @@ def test_a_batch_larger_than_the_read_ahead_is_still_asked_for(
         ahead.close()
 
 
+def test_small_images_are_asked_for_no_further_ahead_than_what_comes_with_them(
+    tmp_path: Path, asked: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readahead, "_AHEAD_BYTES", 4 * 128 * KIB)
+    with make_dataset(tmp_path / "data", 12, rows_per_shard=4).open_shards() as shards:
+        ahead = ReadAhead(shards, np.arange(12).reshape(3, 4))
+        ahead.advance()
+        read_so_far(ahead)
+        assert pages_of(shards, np.arange(8)) <= pages(asked)
+        assert not pages_of(shards, np.arange(8, 12)) <= pages(asked)
+        ahead.close()
+
+
 @pytest.mark.parametrize("train", [True, False])
 def test_a_loader_asks_for_exactly_its_subset(large: Dataset, asked: list[tuple[int, int]], train: bool) -> None:
     subset = np.array([3, 12, 14, 25, 38])
