@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 
 _TABLE_PIECE = 1 << 16  # rows of pairs.parquet that are in memory at a time
+_PAIR_BYTES = 34  # of a ShardSet's arrays
 _OTHER_FILES = 256  # that a process may open beside the shards
 _OPENERS = 4  # shards that are opened at a time: their reading overlaps, and each has its columns in memory twice
 
@@ -40,7 +41,10 @@ _OPENERS = 4  # shards that are opened at a time: their reading overlaps, and ea
 class Dataset:
     """A converted data set, read-only.
 
-    Every pair is known by its **index**, 0..n-1 over the whole data set.
+    Every pair is known by its **index**, 0..n-1 over the whole data set. A single read opens the shard of its pair and
+    no other. A shard is held against ``dataset.json`` and all of its tables are checked when it is opened, so that no
+    read leaves its file and none gives another pair's data; that the stored bytes are the ones that were written is
+    checked by ``coreclip verify`` alone, which reads them all.
 
     Parameters
     ----------
@@ -350,7 +354,7 @@ class ShardSet:
     """All shards of a data set mapped at once, as arrays over the **index**; a context manager.
 
     Opening reads every shard's tables, several shards at a time, and checks them (see
-    :func:`coreclip.pipeline.beton.read_shard`) and that they are the shards of this data set. It takes 35 bytes of
+    :func:`coreclip.pipeline.beton.read_shard`) and that they are the shards of this data set. It takes 34 bytes of
     memory a pair. The data are not read; whether the bytes are those that were written, only ``coreclip verify`` says.
     Addresses are of this process's memory and good until :meth:`close`.
 
@@ -373,9 +377,15 @@ class ShardSet:
     def __init__(self, dataset: Dataset) -> None:
         self.n, self.context, self.captions_per_row = dataset.n, dataset.context, dataset.captions_per_row
         self.closed = False
-        self.image_address, self.image_size, self.token_address = (np.empty(self.n, np.uint64) for _ in range(3))
-        self.mode = np.empty(self.n, np.uint8)
-        self.width, self.height = np.empty(self.n, np.int32), np.empty(self.n, np.int32)
+        try:
+            self.image_address, self.image_size, self.token_address = (np.empty(self.n, np.uint64) for _ in range(3))
+            self.width, self.height = (np.empty(self.n, np.int32) for _ in range(2))
+            self.mode = np.empty(self.n, np.uint8)
+        except (MemoryError, ValueError):
+            raise CoreclipError(
+                f"{dataset.path} has {self.n} pairs by its dataset.json, and a loader needs {_PAIR_BYTES} bytes of memory "
+                "for each, more than there is; use a machine with more, or restore the file"
+            ) from None
         self._first_index = dataset._first_index
         self._mappings: list[mmap.mmap] = []
         numbers = range(len(self._first_index) - 1)

@@ -214,6 +214,15 @@ def test_the_first_damaged_shard_is_named_and_the_others_are_unmapped(tmp_path: 
     assert str(tmp_path) not in Path("/proc/self/maps").read_text()
 
 
+@pytest.mark.parametrize("n", [1 << 50, 1 << 62])
+def test_more_pairs_than_memory_holds_are_refused(broken: Path, n: int) -> None:
+    edit(broken, n=n, shards=[{"file": "00000.beton", "rows": n, "bytes": 1, "sha256": ""}])
+    with pytest.raises(
+        CoreclipError, match=f"has {n} pairs by its dataset.json, and a loader needs 34 bytes of memory"
+    ):
+        Dataset(broken).open_shards()
+
+
 _FEW_FILES = """
 import os, resource, sys
 from coreclip.pipeline.dataset import Dataset
