@@ -14,6 +14,7 @@ Left out: every other field type, and samples that span pages.
 """
 
 import contextlib
+import errno
 import json
 import mmap
 import os
@@ -22,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Literal, NoReturn, Self
+from typing import Any, BinaryIO, Literal, NoReturn, Self
 
 import numpy as np
 
@@ -49,6 +50,7 @@ _ARRAY_ARGUMENTS = np.dtype([("shape", "<u8", 32), ("type_length", "<u8")])
 _TOKEN = np.dtype("<u2")
 _TOKEN_TYPE = json.dumps(_TOKEN.descr).encode("ascii")
 _ALLOCATIONS_PER_ROW = 3  # tokens, captions, image
+_PIECE = 1 << 13  # rows whose tables are read and checked at a time: 1 MB, which a core's cache holds
 
 # Name: (FFCV's type id, its metadata). Unaligned records inside an aligned one, as numpy builds them for FFCV.
 _FIELDS = {
@@ -444,20 +446,24 @@ def write_at(descriptor: int, content: bytes, address: int) -> None:
 class Shard:
     """One shard, mapped into memory; a context manager. Made by :func:`read_shard`, which has checked every address.
 
+    What is in memory is what a loader needs; the other columns are read from the file whenever they are asked for.
+
     Attributes
     ----------
     path : Path
     mapping : mmap.mmap
         The whole file, read-only; addresses are places in it.
     page_size, captions_per_row, context : int
+    labelled : bool
+        Whether the rows have labels.
+    consecutive : bool
+        Whether each row's index is the one before it plus 1.
     modes : uint8 (rows,)
         Places in :data:`MODES`.
     widths, heights : int32 (rows,)
         Pixels.
-    image_addresses, image_sizes, caption_addresses, caption_sizes, token_addresses : uint64 (rows,)
+    image_addresses, image_sizes, token_addresses : uint64 (rows,)
         Bytes. Token arrays are 8-byte aligned.
-    index : int64 (rows,)
-    label : int64 (rows,) or None
     """
 
     path: Path
@@ -465,16 +471,14 @@ class Shard:
     page_size: int
     captions_per_row: int
     context: int
+    labelled: bool
+    consecutive: bool
     modes: np.ndarray
     widths: np.ndarray
     heights: np.ndarray
     image_addresses: np.ndarray
     image_sizes: np.ndarray
-    caption_addresses: np.ndarray
-    caption_sizes: np.ndarray
     token_addresses: np.ndarray
-    index: np.ndarray
-    label: np.ndarray | None
 
     @property
     def rows(self) -> int:
@@ -485,6 +489,31 @@ class Shard:
     def base_address(self) -> int:
         """Address of the file's first byte in this process; good until :meth:`close`."""
         return int(np.frombuffer(self.mapping, np.uint8).ctypes.data)
+
+    @property
+    def first_index(self) -> int:
+        """The first row's index."""
+        return int(self._records["index"][0])
+
+    @property
+    def index(self) -> np.ndarray:
+        """Each row's index, int64 (rows,)."""
+        return self._records["index"].astype(np.int64)
+
+    @property
+    def label(self) -> np.ndarray | None:
+        """Each row's label, int64 (rows,), or None without labels."""
+        return self._records["label"].astype(np.int64) if self.labelled else None
+
+    @property
+    def caption_addresses(self) -> np.ndarray:
+        """Where the captions lie, uint64 (rows,)."""
+        return self._records["captions"]["ptr"].astype(np.uint64)
+
+    @property
+    def caption_sizes(self) -> np.ndarray:
+        """Bytes of the captions, uint64 (rows,)."""
+        return self._records["captions"]["size"].astype(np.uint64)
 
     def image_bytes(self, row: int) -> bytes:
         """Return a copy of the stored image bytes."""
@@ -498,7 +527,7 @@ class Shard:
         CoreclipError
             Where they are not a JSON list of at least one string.
         """
-        stored = self._read(self.caption_addresses[row], self.caption_sizes[row])
+        stored = self._read(*self._records["captions"][row].tolist())
         try:
             captions = json.loads(stored.partition(b"\0")[0])
         except (ValueError, RecursionError):
@@ -525,12 +554,24 @@ class Shard:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _read(self, address: np.uint64, size: np.uint64) -> bytes:
+    @property
+    def _records(self) -> np.ndarray:
+        start = _metadata_start(self.labelled)
+        return np.frombuffer(self.mapping, _metadata_type(self.labelled), self.rows, start)
+
+    def _read(self, address: int, size: int) -> bytes:
         return self.mapping[int(address) : int(address) + int(size)]
 
 
 def read_shard(path: str | os.PathLike[str]) -> Shard:
-    """Map a shard and check all of its tables, whoever wrote it; the data themselves are not read.
+    """Map a shard and check all of its tables, whoever wrote it.
+
+    Checked are the header, the fields, and for each row that its mode, size and index can be, that its three addresses
+    are each in the allocation table once, with the right size, whole, apart from all others and in one page. Not read
+    are the data: whether an image decodes, captions are JSON and tokens the captions' own is seen when they are used
+    (tokens are only ever numbers below 65536), and only the file's hash tells whether its bytes are those that were written.
+
+    The tables are read in pieces, so that no more of them is in memory than the columns of :class:`Shard`.
 
     Raises
     ------
@@ -538,15 +579,57 @@ def read_shard(path: str | os.PathLike[str]) -> Shard:
         For a file that is missing, unfinished, truncated, damaged, or no shard of coreclip.
     """
     path = Path(path)
-    mapping = _map(path)
     try:
-        header = _read_header(path, mapping)
-        labels, token_shape = _read_descriptors(path, mapping, int(header["num_fields"]))
-        return _read_tables(path, mapping, header, labels, token_shape)
-    except BaseException:
-        with contextlib.suppress(BufferError):  # the traceback's frames still hold arrays; they let go of it
-            mapping.close()
-        raise
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise CoreclipError(f"shard {path} is not a regular file; name a .beton file")
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            header = _read_header(path, file.fileno(), size)
+            labels, token_shape = _read_descriptors(path, file.fileno(), int(header["num_fields"]))
+            tables = _find_tables(path, file.fileno(), size, header, labels)
+            columns = _read_in_order(tables, token_shape) or _read_in_any_order(tables, token_shape)
+            mapping = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+    except OSError as error:
+        remedy = "check the path or convert again"
+        if error.errno == errno.EMFILE:
+            remedy = "raise this process's limit of open files, ulimit -n"
+        raise CoreclipError(f"shard {path} can't be read: {error.strerror}; {remedy}") from None
+    page_size, (captions_per_row, context) = tables.page_size, token_shape
+    return Shard(path, mapping, page_size, captions_per_row, context, labels, **columns)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Tables:
+    """Where the tables of an open file are, in bytes: records before ``data_start``, allocations from ``data_end`` on."""
+
+    path: Path
+    file: int
+    rows: int
+    labels: bool
+    data_start: int
+    data_end: int
+    page_size: int
+
+    def records(self, first: int, out: np.ndarray) -> np.ndarray:
+        """Read the metadata of as many rows as ``out`` holds."""
+        return _read_into(self.path, self.file, out, _metadata_start(self.labels) + first * out.itemsize)
+
+    def allocations(self, first: int, out: np.ndarray) -> np.ndarray:
+        """Read the allocations of the rows from ``first`` on, three for each."""
+        return _read_into(self.path, self.file, out, self.data_end + first * _ALLOCATIONS_PER_ROW * out.itemsize)
+
+    def buffers(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return room for the metadata and the allocations of ``count`` rows."""
+        return np.empty(count, _metadata_type(self.labels)), np.empty(count * _ALLOCATIONS_PER_ROW, _ALLOCATION)
+
+
+def _read_into(path: Path, file: int, out: np.ndarray, start: int) -> np.ndarray:
+    view, done = out.view(np.uint8).data, 0
+    while done < len(view):
+        n_read = os.preadv(file, [view[done:]], start + done)
+        _require(n_read > 0, path, f"it ends at byte {start + done}", "so it is truncated")
+        done += n_read
+    return out
 
 
 def _refuse(path: Path, what: str, rule: str) -> NoReturn:
@@ -584,20 +667,9 @@ def _descriptors(labels: bool, token_shape: tuple[int, int]) -> np.ndarray:
     return descriptors
 
 
-def _map(path: Path) -> mmap.mmap:
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise CoreclipError(f"shard {path} is not a regular file; name a .beton file")
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            _require(size >= _HEADER.itemsize, path, f"it has {size} bytes", f"a header alone has {_HEADER.itemsize}")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise CoreclipError(f"shard {path} can't be read: {error.strerror}; check the path or convert again") from None
-
-
-def _read_header(path: Path, mapping: mmap.mmap) -> np.void:
-    header = np.frombuffer(mapping[: _HEADER.itemsize], _HEADER)[0]
+def _read_header(path: Path, file: int, size: int) -> np.void:
+    _require(size >= _HEADER.itemsize, path, f"it has {size} bytes", f"a header alone has {_HEADER.itemsize}")
+    header = _read_into(path, file, np.empty(1, _HEADER), 0)[0]
     if header["version"] == 0:
         _refuse(path, "its header is empty", "so its writer never finished")
     _require(header["version"] == _VERSION, path, f"its version is {header['version']}", f"it must be {_VERSION}")
@@ -612,12 +684,10 @@ def _read_header(path: Path, mapping: mmap.mmap) -> np.void:
     return header
 
 
-def _read_descriptors(path: Path, mapping: mmap.mmap, n_fields: int) -> tuple[bool, tuple[int, int]]:
+def _read_descriptors(path: Path, file: int, n_fields: int) -> tuple[bool, tuple[int, int]]:
     labels = n_fields == 5
     names = field_names(labels)
-    stored = mapping[_HEADER.itemsize : _metadata_start(labels)]
-    _require(len(stored) == n_fields * _DESCRIPTOR.itemsize, path, "it ends in its field table", "so it is truncated")
-    descriptors = np.frombuffer(stored, _DESCRIPTOR)
+    descriptors = _read_into(path, file, np.empty(n_fields, _DESCRIPTOR), _HEADER.itemsize)
     found = [
         (descriptor["name"].tobytes().split(b"\0")[0].decode("ascii", "backslashreplace"), int(descriptor["type_id"]))
         for descriptor in descriptors
@@ -633,39 +703,104 @@ def _read_descriptors(path: Path, mapping: mmap.mmap, n_fields: int) -> tuple[bo
     return labels, (m, context)
 
 
-def _read_tables(path: Path, mapping: mmap.mmap, header: np.void, labels: bool, token_shape: tuple[int, int]) -> Shard:
-    n_rows, table_start, size = int(header["num_samples"]), int(header["alloc_table_ptr"]), len(mapping)
-    metadata_type = _metadata_type(labels)
-    data_start = _metadata_start(labels) + n_rows * metadata_type.itemsize
+def _find_tables(path: Path, file: int, size: int, header: np.void, labels: bool) -> _Tables:
+    n_rows, table_start = int(header["num_samples"]), int(header["alloc_table_ptr"])
+    data_start = _metadata_start(labels) + n_rows * _metadata_type(labels).itemsize
     _require(data_start <= table_start, path, f"its {n_rows} rows end at byte {data_start}", f"after {table_start}")
     expected_size = table_start + n_rows * _ALLOCATIONS_PER_ROW * _ALLOCATION.itemsize
     _require(size == expected_size, path, f"it has {size} bytes", f"its {n_rows} rows need {expected_size}")
-    rows = np.frombuffer(mapping, metadata_type, n_rows, _metadata_start(labels))
-    table = np.frombuffer(mapping, _ALLOCATION, n_rows * _ALLOCATIONS_PER_ROW, table_start)
-    order = np.argsort(table["ptr"], kind="stable")
-    table = table[order]
-    _check_allocations(path, table, data_start, table_start, int(header["page_size"]))
+    return _Tables(path, file, n_rows, labels, data_start, table_start, int(header["page_size"]))
+
+
+def _read_in_order(tables: _Tables, token_shape: tuple[int, int]) -> dict[str, Any] | None:
+    """Read and check tables whose allocations are in the order of the rows and of the file, as ours are.
+
+    Returns
+    -------
+    dict or None
+        Columns of :class:`Shard`. None for tables in another order, and for wrong ones, without saying what is wrong.
+    """
+    n = tables.rows
+    columns: dict[str, Any] = {
+        "consecutive": True,
+        "modes": np.empty(n, np.uint8),
+        "widths": np.empty(n, np.int32),
+        "heights": np.empty(n, np.int32),
+        "image_addresses": np.empty(n, np.uint64),
+        "image_sizes": np.empty(n, np.uint64),
+        "token_addresses": np.empty(n, np.uint64),
+    }
+    room_for_rows, room_for_table = tables.buffers(min(_PIECE, n))
+    end, next_index = tables.data_start, None
+    for first in range(0, n, _PIECE):
+        count = min(_PIECE, n - first)
+        rows = tables.records(first, room_for_rows[:count])
+        table = tables.allocations(first, room_for_table[: 3 * count])
+        if not _are_in_order(rows, table, first, end, tables, token_shape):
+            return None
+        part, image = slice(first, first + count), rows["image"]
+        columns["modes"][part], columns["widths"][part], columns["heights"][part] = (
+            image["mode"],
+            image["width"],
+            image["height"],
+        )
+        columns["image_addresses"][part], columns["image_sizes"][part] = image["ptr"], table["size"][2::3]
+        columns["token_addresses"][part] = rows["tokens"]
+        index = rows["index"]
+        columns["consecutive"] &= next_index in (None, int(index[0])) and bool((np.diff(index) == 1).all())
+        end, next_index = int(table["ptr"][-1]) + int(table["size"][-1]), int(index[-1]) + 1
+    return columns
+
+
+def _are_in_order(
+    rows: np.ndarray, table: np.ndarray, first: int, end: int, tables: _Tables, token_shape: tuple[int, int]
+) -> bool:
+    """Whether some rows (from ``first`` on, behind byte ``end``) are right and their allocations in order."""
+    start, size, image = table["ptr"].copy(), table["size"].copy(), rows["image"]
+    inside = (size > 0) & (start < tables.data_end) & (size <= tables.data_end - np.minimum(start, tables.data_end))
+    last = start + size - np.uint64(1)  # can't wrap where it is inside
+    token_bytes = np.uint64(token_shape[0] * token_shape[1] * _TOKEN.itemsize)
+    raw_bytes = image["width"].astype(np.uint64) * image["height"].astype(np.uint64) * np.uint64(3)
+    return bool(
+        inside.all()
+        and start[0] >= end
+        and (last[:-1] < start[1:]).all()
+        and ((start ^ last) < tables.page_size).all()
+        and (table["sample_id"].reshape(-1, 3) == np.arange(first, first + len(rows), dtype=np.uint64)[:, None]).all()
+        and np.array_equal(start[0::3], rows["tokens"])
+        and np.array_equal(start[1::3], rows["captions"]["ptr"])
+        and np.array_equal(start[2::3], image["ptr"])
+        and np.array_equal(size[1::3], rows["captions"]["size"])
+        and (size[0::3] == token_bytes).all()
+        and not (rows["tokens"] & np.uint64(7)).any()
+        and (image["mode"] < len(MODES)).all()
+        and raw_bytes.all()
+        and ((image["mode"] != 1) | (size[2::3] == raw_bytes)).all()
+        and (rows["index"] >= 0).all()
+    )
+
+
+def _read_in_any_order(tables: _Tables, token_shape: tuple[int, int]) -> dict[str, Any]:
+    """Read the tables at once, in whatever order they are, and name what is wrong."""
+    path = tables.path
+    rows, table = tables.buffers(tables.rows)
+    tables.records(0, rows)
+    tables.allocations(0, table)
+    table = table[np.argsort(table["ptr"], kind="stable")]
+    _check_allocations(path, table, tables.data_start, tables.data_end, tables.page_size)
     addresses = np.stack([rows["tokens"], rows["captions"]["ptr"], rows["image"]["ptr"]])
     sizes = _look_sizes_up(path, table, addresses)
-    shard = Shard(
-        path=path,
-        mapping=mapping,
-        page_size=int(header["page_size"]),
-        captions_per_row=token_shape[0],
-        context=token_shape[1],
-        modes=rows["image"]["mode"].copy(),
-        widths=rows["image"]["width"].astype(np.int32),
-        heights=rows["image"]["height"].astype(np.int32),
-        image_addresses=addresses[2],
-        image_sizes=sizes[2],
-        caption_addresses=addresses[1],
-        caption_sizes=sizes[1],
-        token_addresses=addresses[0],
-        index=rows["index"].astype(np.int64),
-        label=rows["label"].astype(np.int64) if labels else None,
-    )
-    _check_rows(shard, sizes[0], rows["captions"]["size"])
-    return shard
+    _check_rows(path, rows, sizes, token_shape)
+    image = rows["image"]
+    return {
+        "consecutive": bool((np.diff(rows["index"]) == 1).all()),
+        "modes": image["mode"].copy(),
+        "widths": image["width"].astype(np.int32),
+        "heights": image["height"].astype(np.int32),
+        "image_addresses": addresses[2],
+        "image_sizes": sizes[2],
+        "token_addresses": addresses[0],
+    }
 
 
 def _check_allocations(path: Path, table: np.ndarray, data_start: int, data_end: int, page_size: int) -> None:
@@ -700,20 +835,22 @@ def _look_sizes_up(path: Path, table: np.ndarray, addresses: np.ndarray) -> np.n
     return table["size"][place]
 
 
-def _check_rows(shard: Shard, token_sizes: np.ndarray, caption_sizes: np.ndarray) -> None:
-    """Check each row's values against each other."""
-    token_bytes = shard.captions_per_row * shard.context * _TOKEN.itemsize
-    raw_bytes = shard.widths.astype(np.uint64) * shard.heights.astype(np.uint64) * np.uint64(3)
+def _check_rows(path: Path, rows: np.ndarray, sizes: np.ndarray, token_shape: tuple[int, int]) -> None:
+    """Check each row's values against each other and against its sizes in the allocation table, uint64 (3, rows)."""
+    token_bytes = token_shape[0] * token_shape[1] * _TOKEN.itemsize
+    modes, widths, heights = (rows["image"][name] for name in ("mode", "width", "height"))
+    raw_bytes = widths.astype(np.uint64) * heights.astype(np.uint64) * np.uint64(3)
+    caption_sizes = rows["captions"]["size"]
     rules = (
-        (shard.modes < len(MODES), shard.modes, "image mode", f"below {len(MODES)}"),
-        ((shard.widths > 0) & (shard.heights > 0), shard.widths, "width or height", "above 0"),
-        ((shard.modes != 1) | (shard.image_sizes == raw_bytes), shard.image_sizes, "raw image size", "h * w * 3"),
-        (token_sizes == token_bytes, token_sizes, "token size", f"{token_bytes} bytes"),
-        (shard.token_addresses % 8 == 0, shard.token_addresses, "token address", "a multiple of 8"),
-        (shard.caption_sizes == caption_sizes, caption_sizes, "caption size", "what the allocation table says"),
-        (shard.index >= 0, shard.index, "index", "at least 0"),
+        (modes < len(MODES), modes, "image mode", f"below {len(MODES)}"),
+        ((widths > 0) & (heights > 0), widths, "width or height", "above 0"),
+        ((modes != 1) | (sizes[2] == raw_bytes), sizes[2], "raw image size", "h * w * 3"),
+        (sizes[0] == token_bytes, sizes[0], "token size", f"{token_bytes} bytes"),
+        (rows["tokens"] % 8 == 0, rows["tokens"], "token address", "a multiple of 8"),
+        (sizes[1] == caption_sizes, caption_sizes, "caption size", "what the allocation table says"),
+        (rows["index"] >= 0, rows["index"], "index", "at least 0"),
     )
     for holds, values, name, rule in rules:
         if not holds.all():
             row = int(np.argmin(holds))
-            _refuse(shard.path, f"the {name} of row {row} is {values[row]}", f"it must be {rule}")
+            _refuse(path, f"the {name} of row {row} is {values[row]}", f"it must be {rule}")

@@ -4,11 +4,14 @@ Opening reads ``dataset.json`` alone; shards are mapped and columns of the table
 Left out: writing (``convert``), batches (``make_loader``) and the check of every byte against its hash.
 """
 
+import contextlib
 import io
 import json
 import mmap
 import os
-from collections.abc import Sequence
+import resource
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -18,20 +21,30 @@ import numpy as np
 from coreclip.errors import CoreclipError
 from coreclip.files import read_json
 from coreclip.pipeline.beton import MODES, Shard, field_names, read_shard
+from coreclip.pipeline.readahead import expect_random_reads, fresh_windows, page_runs, request
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
     from coreclip.pipeline.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
 
+_TABLE_PIECE = 1 << 16  # rows of pairs.parquet that are in memory at a time
+_PAIR_BYTES = 34  # of a ShardSet's arrays
+_OTHER_FILES = 256  # that a process may open beside the shards
+_OPENERS = 4  # shards that are opened at a time: their reading overlaps, and each has its columns in memory twice
+
 
 class Dataset:
     """A converted data set, read-only.
 
-    Every pair is known by its **index**, 0..n-1 over the whole data set.
+    Every pair is known by its **index**, 0..n-1 over the whole data set. A single read opens the shard of its pair and
+    no other. A shard is held against ``dataset.json`` and all of its tables are checked when it is opened, so that no
+    read leaves its file and none gives another pair's data; that the stored bytes are the ones that were written is
+    checked by ``coreclip verify`` alone, which reads them all.
 
     Parameters
     ----------
@@ -106,12 +119,15 @@ class Dataset:
         """Class numbers, int64 (n,), or None where the data set has none."""
         if "label" not in self.info["fields"]:
             return None
-        labels = self._column("label").to_numpy()
         n_classes = len(self.class_names) if self.class_names is not None else np.iinfo(np.int64).max
-        if labels.dtype != np.int64 or labels.min() < 0 or labels.max() >= n_classes:
-            raise CoreclipError(
-                f"{self.path / 'pairs.parquet'} is damaged: labels must be integers from 0 to {n_classes - 1}; convert again"
-            )
+        labels = np.empty(self.n, np.int64)
+        for first, batch in self._batches("label"):
+            part = batch.to_numpy(zero_copy_only=False)
+            if part.dtype != np.int64 or part.min() < 0 or part.max() >= n_classes:
+                raise CoreclipError(
+                    f"{self.path / 'pairs.parquet'} is damaged: labels must be integers from 0 to {n_classes - 1}; convert again"
+                )
+            labels[first : first + len(part)] = part
         return labels
 
     @cached_property
@@ -122,7 +138,12 @@ class Dataset:
     @cached_property
     def tolerated(self) -> np.ndarray:
         """Bool (n,): True where ``convert`` kept an image with a warning (for example, stray bytes in the JPEG)."""
-        return self._column("warning").to_numpy() != ""
+        import pyarrow.compute as pc
+
+        tolerated = np.empty(self.n, bool)
+        for first, batch in self._batches("warning"):
+            tolerated[first : first + len(batch)] = pc.not_equal(batch, "").to_numpy(zero_copy_only=False)
+        return tolerated
 
     def captions(self, index: int) -> list[str]:
         """Return the captions of one pair."""
@@ -219,15 +240,7 @@ class Dataset:
 
     def open_shards(self) -> "ShardSet":
         """Map and check all shards; close the result, or use it as a context manager."""
-        shards: list[Shard] = []
-        try:
-            for number in range(len(self.info["shards"])):
-                shards.append(self._open_shard(number))  # noqa: PERF401 - what was opened must be closed
-            return ShardSet(shards, self.tolerated)
-        except BaseException:
-            for shard in shards:
-                shard.close()
-            raise
+        return ShardSet(self)
 
     def shard_path(self, number: int) -> Path:
         """Return the file of one shard.
@@ -275,9 +288,9 @@ class Dataset:
             ("rows", shard.rows, entry["rows"]),
             ("a context of", shard.context, self.context),
             ("captions per row:", shard.captions_per_row, self.captions_per_row),
-            ("the fields", field_names(shard.label is not None), self.info["fields"]),
-            ("a first index of", int(shard.index[0]), first),
-            ("indices in order:", bool((np.diff(shard.index) == 1).all()), True),
+            ("the fields", field_names(shard.labelled), self.info["fields"]),
+            ("a first index of", shard.first_index, first),
+            ("indices in order:", shard.consecutive, True),
         )
         for name, found, expected in rules:
             if found != expected:
@@ -306,19 +319,43 @@ class Dataset:
         """
         path = self.path / "pairs.parquet"
         table = read_table(path, None if names is None else ["index", *names])
-        in_order = table.num_rows == self.n and np.array_equal(table.column("index").to_numpy(), np.arange(self.n))
-        nulls = [name for name in names or () if table.column(name).null_count]
-        if not in_order or nulls:
+        row = 0
+        for chunk in table.column("index").chunks:
+            row = self._check_order(path, chunk, row)
+        self._check_whole(path, row == self.n and not any(table.column(name).null_count for name in names or ()), names)
+        return table
+
+    def _batches(self, name: str) -> Iterator[tuple[int, "pa.Array"]]:
+        """Yield a column of ``pairs.parquet`` piece by piece, each with its first row, checked as by :meth:`columns`."""
+        path, row = self.path / "pairs.parquet", 0
+        with open_table(path, ["index", name]) as file:
+            for batch in file.iter_batches(_TABLE_PIECE, columns=["index", name]):
+                first, row = row, self._check_order(path, batch.column("index"), row)
+                self._check_whole(path, not batch.column(name).null_count, [name])
+                yield first, batch.column(name)
+        self._check_whole(path, row == self.n, [name])
+
+    def _check_order(self, path: Path, index: "pa.Array", row: int) -> int:
+        """Hold a piece of the column ``index`` against the row at which it begins; return the row behind it."""
+        end = row + len(index)
+        in_order = end <= self.n and np.array_equal(index.to_numpy(zero_copy_only=False), np.arange(row, end))
+        self._check_whole(path, in_order, None)
+        return end
+
+    def _check_whole(self, path: Path, holds: bool, names: list[str] | None) -> None:
+        if not holds:
             raise CoreclipError(
                 f"{path} is damaged: its rows must be the {self.n} pairs in order, without gaps in {names or 'index'}; "
                 "restore the file or convert again"
             )
-        return table
 
 
 class ShardSet:
     """All shards of a data set mapped at once, as arrays over the **index**; a context manager.
 
+    Opening reads every shard's tables, several shards at a time, and checks them (see
+    :func:`coreclip.pipeline.beton.read_shard`) and that they are the shards of this data set. It takes 34 bytes of
+    memory a pair. The data are not read; whether the bytes are those that were written, only ``coreclip verify`` says.
     Addresses are of this process's memory and good until :meth:`close`.
 
     Attributes
@@ -326,7 +363,6 @@ class ShardSet:
     n : int
     context, captions_per_row : int
         The shape of a token array is (captions_per_row, context).
-    shard : int32 (n,)
     image_address, image_size : uint64 (n,)
         Of the stored image bytes.
     token_address : uint64 (n,)
@@ -334,29 +370,47 @@ class ShardSet:
     mode : uint8 (n,)
         0 = JPEG, 1 = raw pixels.
     width, height : int32 (n,)
-    label : int64 (n,) or None
     tolerated : bool (n,)
         The image was kept with a warning; a decoder's complaint about it is no failure.
     """
 
-    def __init__(self, shards: Sequence[Shard], tolerated: np.ndarray) -> None:
-        self._shards = tuple(shards)
-        bases = [np.uint64(shard.base_address) for shard in shards]
-        self.context = shards[0].context
-        self.captions_per_row = shards[0].captions_per_row
-        self.shard = np.repeat(np.arange(len(shards), dtype=np.int32), [shard.rows for shard in shards])
-        self.n = len(self.shard)
-        self.image_address = np.concatenate([s.image_addresses + base for s, base in zip(shards, bases, strict=True)])
-        self.image_size = np.concatenate([s.image_sizes for s in shards])
-        self.token_address = np.concatenate([s.token_addresses + base for s, base in zip(shards, bases, strict=True)])
-        self.mode = np.concatenate([s.modes for s in shards])
-        self.width = np.concatenate([s.widths for s in shards])
-        self.height = np.concatenate([s.heights for s in shards])
-        labels = [s.label for s in shards if s.label is not None]
-        self.label = np.concatenate(labels) if labels else None
-        self.tolerated = tolerated
-        self._bases = np.array(bases, np.uint64)
+    def __init__(self, dataset: Dataset) -> None:
+        self.n, self.context, self.captions_per_row = dataset.n, dataset.context, dataset.captions_per_row
         self.closed = False
+        try:
+            self.image_address, self.image_size, self.token_address = (np.empty(self.n, np.uint64) for _ in range(3))
+            self.width, self.height = (np.empty(self.n, np.int32) for _ in range(2))
+            self.mode = np.empty(self.n, np.uint8)
+        except (MemoryError, ValueError):
+            raise CoreclipError(
+                f"{dataset.path} has {self.n} pairs by its dataset.json, and a loader needs {_PAIR_BYTES} bytes of memory "
+                "for each, more than there is; use a machine with more, or restore the file"
+            ) from None
+        self._first_index = dataset._first_index
+        self._mappings: list[mmap.mmap] = []
+        numbers = range(len(self._first_index) - 1)
+        _allow_open_files(len(numbers))
+        with ThreadPoolExecutor(_OPENERS, thread_name_prefix="coreclip-open") as pool:
+            try:
+                tolerated = pool.submit(lambda: dataset.tolerated)
+                for done in [pool.submit(self._take, dataset, number) for number in numbers]:
+                    done.result()
+                self.tolerated = tolerated.result()
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                self.close()
+                raise
+
+    def _take(self, dataset: Dataset, number: int) -> None:
+        shard = dataset._open_shard(number)
+        self._mappings.append(shard.mapping)
+        expect_random_reads(shard.mapping)
+        rows = slice(self._first_index[number], self._first_index[number + 1])
+        base = np.uint64(shard.base_address)
+        np.add(shard.image_addresses, base, out=self.image_address[rows])
+        np.add(shard.token_addresses, base, out=self.token_address[rows])
+        self.image_size[rows], self.mode[rows] = shard.image_sizes, shard.modes
+        self.width[rows], self.height[rows] = shard.widths, shard.heights
 
     def __len__(self) -> int:
         return self.n
@@ -367,30 +421,33 @@ class ShardSet:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def shard(self) -> np.ndarray:
+        """In which shard each pair is, int32 (n,)."""
+        return np.repeat(np.arange(len(self._first_index) - 1, dtype=np.int32), np.diff(self._first_index))
+
     def close(self) -> None:
         """Unmap the shards; nothing may read from the addresses any more. A second call does nothing."""
         self.closed = True
-        for shard in self._shards:
-            shard.close()
+        while self._mappings:
+            with contextlib.suppress(BufferError):
+                self._mappings.pop().close()
 
-    def prefetch(self, indices: np.ndarray) -> None:
-        """Ask the system to read the images of ``indices`` (int64 (b,)) ahead; returns at once.
+    def prefetch(self, indices: np.ndarray, windows: set[int] | None = None) -> None:
+        """Ask the system to read rows ahead; waits for room in the disk's queue, not for the reading.
 
-        Reads of neighbouring pages are put together.
+        A row's tokens and image are asked for, and its captions where they lie between; neighbours are put together.
+
+        Parameters
+        ----------
+        indices : int64 (b,)
+        windows : set or None
+            For small images: all that lies around them is asked for, but not what is in this set, which grows by it.
         """
-        page = mmap.ALLOCATIONGRANULARITY
-        where = self.image_address[indices] - self._bases[self.shard[indices]]
-        first = (where // page).astype(np.int64)
-        last = ((where + self.image_size[indices] - np.uint64(1)) // page).astype(np.int64)
-        order = np.lexsort((first, self.shard[indices]))
-        shard, first, last = self.shard[indices][order], first[order], last[order]
-        breaks = np.flatnonzero((np.diff(shard) != 0) | (first[1:] > last[:-1] + 1)) + 1
-        for run in np.split(np.arange(len(order)), breaks):
-            if len(run):
-                start = int(first[run[0]]) * page
-                length = (int(last[run].max()) + 1) * page - start
-                mapping = self._shards[shard[run[0]]].mapping
-                mapping.madvise(mmap.MADV_WILLNEED, start, min(length, len(mapping) - start))
+        image, tokens = self.image_address[indices], self.token_address[indices]
+        token_bytes = np.uint64(2 * self.captions_per_row * self.context)
+        first, end = np.append(image, tokens), np.append(image + self.image_size[indices], tokens + token_bytes)
+        request(*(page_runs(first, end) if windows is None else fresh_windows(first, end, windows)))
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> "pa.Table":
@@ -401,6 +458,19 @@ def read_table(path: Path, columns: list[str] | None = None) -> "pa.Table":
     CoreclipError
         For a file that is missing, damaged, or without such a column.
     """
+    with open_table(path, columns) as file:
+        return file.read(columns)
+
+
+@contextlib.contextmanager
+def open_table(path: Path, columns: list[str] | None = None) -> Iterator["pq.ParquetFile"]:
+    """Open a Parquet file of a data set that must have some columns, for as long as the context lasts.
+
+    Raises
+    ------
+    CoreclipError
+        As :func:`read_table`, also for what is read within the context.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -409,7 +479,7 @@ def read_table(path: Path, columns: list[str] | None = None) -> "pa.Table":
             missing = [name for name in columns or () if name not in file.schema_arrow.names]
             if missing:
                 raise CoreclipError(f"{path} has no column {missing[0]!r}; restore the file or convert again")
-            return file.read(columns)
+            yield file
     except FileNotFoundError:
         raise CoreclipError(f"{path} is missing, and a data set has one; restore the file or convert again") from None
     except (OSError, pa.ArrowException) as error:
@@ -494,3 +564,13 @@ def _check_info(file: Path, info: dict[str, Any]) -> None:
 
 def _refuse(file: Path, what: str, rule: str) -> None:
     raise CoreclipError(f"{file} is damaged: {what}, {rule}; restore the file or convert again")
+
+
+def _allow_open_files(n_files: int) -> None:
+    """Raise this process's own limit of open files, as far as it may, where ``n_files`` more are likely to pass it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = len(os.listdir("/proc/self/fd")) + n_files + _OTHER_FILES
+    if resource.RLIM_INFINITY != soft < needed:
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (needed if hard == resource.RLIM_INFINITY else min(needed, hard), hard)
+        )

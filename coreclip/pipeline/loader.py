@@ -42,6 +42,7 @@ from coreclip.pipeline.order import (
     rank_share,
     storage_blocks,
 )
+from coreclip.pipeline.readahead import ReadAhead
 from coreclip.randomness import hash64
 
 if TYPE_CHECKING:
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
     from coreclip.pipeline.tokenizer import Tokenizer
 
 _RESIDENT_ROOM = 8 / 7  # resident images of a training loader are this much larger, so that crops have room (256 : 224)
-_READ_AHEAD_BYTES = 8192  # images smaller than this on average come with their neighbours' pages: asking costs more
 
 
 @dataclass(eq=False)
@@ -279,12 +279,12 @@ class Loader:
         settings = self._settings
         pending: deque[tuple[Callable[[], Batch], int]] = deque()
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="coreclip-decode")
+        ahead = ReadAhead(self._shards, () if settings.resident else self._wanted(epoch))
         try:
             images = self._images(pool, epoch)
             for part in [*epoch.slices, *[None] * settings.prefetch]:
                 if part is not None:
-                    if images is self._stored:
-                        self._read_ahead(epoch, part)
+                    ahead.advance()
                     pending.append((self._start(pool, images, epoch, part), part.stop))
                 if pending and (part is None or len(pending) > settings.prefetch):
                     finish, position = pending.popleft()
@@ -292,6 +292,7 @@ class Loader:
                     self._move(run, position, is_last=position == epoch.slices[-1].stop)
                     yield batch
         finally:
+            ahead.close()
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _move(self, run: object, position: int, *, is_last: bool) -> None:
@@ -306,24 +307,27 @@ class Loader:
         settings = self._settings
         return rank_share(part, settings.rank, settings.world_size) if settings.train else (part, 0)
 
-    def _read_ahead(self, epoch: _Epoch, part: slice) -> None:
-        """Ask for the images of a batch, or, where the order has windows, of the one after the batch's."""
+    def _wanted(self, epoch: _Epoch) -> Iterator[np.ndarray]:
+        """Yield the pairs to read for each batch, int64 (m,): its own, or those of windows that it or its next begins."""
         windows = epoch.windows
-        if not len(windows):
-            index = epoch.indices[epoch.order[self._share(part)[0]]]
-            if len(index) and self._stored.n_bytes[index].mean() > _READ_AHEAD_BYTES:
-                self._shards.prefetch(index)
-            return
+        for part in epoch.slices:
+            if not len(windows):
+                yield epoch.indices[epoch.order[self._share(part)[0]]]
+                continue
+            start = epoch.slices[0].start
+            before = np.searchsorted(windows, part.start - 1, "right") + 1 if part.start > start else 0
+            after = min(np.searchsorted(windows, part.stop - 1, "right") + 1, len(windows))
+            positions = [self._own_positions(epoch, number) for number in range(before, after)]
+            yield epoch.indices[epoch.order[np.concatenate([np.zeros(0, np.int64), *positions])]]
+
+    def _own_positions(self, epoch: _Epoch, window: int) -> np.ndarray:
+        """Return the positions of a window that this rank visits, int64 (m,)."""
         start = epoch.slices[0].start
-        before = np.searchsorted(windows, part.start - 1, "right") + 1 if part.start > start else 0
-        for number in range(before, min(np.searchsorted(windows, part.stop - 1, "right") + 1, len(windows))):
-            stop = windows[number + 1] if number + 1 < len(windows) else len(epoch.order)
-            positions = np.arange(max(windows[number], start), min(stop, self._last))
-            if self._settings.train:
-                own = (positions - start) % self._stride // self.batch_size == self._settings.rank
-                positions = positions[own]
-            if len(positions):
-                self._shards.prefetch(epoch.indices[epoch.order[positions]])
+        stop = epoch.windows[window + 1] if window + 1 < len(epoch.windows) else len(epoch.order)
+        positions = np.arange(max(epoch.windows[window], start), min(stop, self._last))
+        if not self._settings.train:
+            return positions
+        return positions[(positions - start) % self._stride // self.batch_size == self._settings.rank]
 
     def _start(self, pool: ThreadPoolExecutor, images: Images, epoch: _Epoch, part: slice) -> Callable[[], Batch]:
         """Make a batch's arrays and start to fill in its images; what is returned waits for them."""

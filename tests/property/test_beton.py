@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coreclip.errors import CoreclipError
+from coreclip.pipeline import beton
 from coreclip.pipeline.beton import ShardWriter, read_shard
 
 ROWS = st.lists(
@@ -82,6 +83,39 @@ def test_any_damage_to_the_tables_is_refused_or_keeps_every_read_inside(
         for i in range(shard.rows):
             assert len(shard.image_bytes(i)) == shard.image_sizes[i] > 0
         assert shard.tokens(np.arange(shard.rows)).shape == (3, 2, 5)
+
+
+def read_columns(path: Path) -> list[Any]:
+    """What reading gives: the columns, or the message."""
+    try:
+        with read_shard(path) as shard:
+            columns = [shard.modes, shard.widths, shard.heights, shard.image_addresses, shard.image_sizes]
+            columns += [shard.token_addresses, shard.caption_addresses, shard.caption_sizes, shard.index]
+            return [shard.consecutive, *(column.tolist() for column in columns)]
+    except CoreclipError as error:
+        return [str(error)]
+
+
+@settings(deadline=None, max_examples=200)
+@given(data=st.data())
+def test_the_quick_reading_takes_nothing_that_the_thorough_one_refuses(
+    whole: tuple[Path, bytes], data: st.DataObject
+) -> None:
+    path, good = whole
+    table = int.from_bytes(good[16:24], "little")
+    rows = 24 + 4 * 1041
+    damaged = bytearray(good)
+    for _ in range(data.draw(st.integers(1, 3))):
+        where = data.draw(st.integers(rows, rows + 3 * 48 - 8) | st.integers(table, len(good) - 8))
+        near = int.from_bytes(damaged[where : where + 8], "little") + data.draw(st.integers(-40, 40))
+        value = data.draw(st.just(near % 2**64) | st.integers(0, 2**64 - 1)).to_bytes(8, "little")
+        damaged[where : where + 8] = value
+    file = path.with_name("damaged.beton")
+    file.write_bytes(damaged)
+    found = read_columns(file)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(beton, "_read_in_order", lambda *_: None)
+        assert read_columns(file) == found
 
 
 @settings(deadline=None, max_examples=60)

@@ -17,6 +17,14 @@ def test_a_permutation_holds_every_index_once(n, seed, epoch):
 
 
 @settings(deadline=None, max_examples=50)
+@given(st.integers(0, 500) | st.integers(65_000, 140_000), seeds, epochs, st.integers(0, 2**40))
+def test_a_permutation_is_the_order_of_the_indices_numbers(n, seed, epoch, stream):
+    order = permutation(n, seed, epoch, stream)
+    assert order.dtype == np.int64
+    assert np.array_equal(order, np.argsort(hash64(seed, epoch, np.arange(n), stream), kind="stable"))
+
+
+@settings(deadline=None, max_examples=50)
 @given(seeds, epochs, st.lists(st.integers(0, 2**40), min_size=1, max_size=20))
 def test_a_number_depends_on_its_own_index_alone(seed, epoch, indices):
     together = hash64(seed, epoch, np.array(indices))

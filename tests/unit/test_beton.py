@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from coreclip.errors import CoreclipError
+from coreclip.pipeline import beton
 from coreclip.pipeline.beton import (
     MIN_PAGE,
     Shard,
@@ -26,6 +27,10 @@ HEADER = 24
 DESCRIPTOR = 1041
 FIELDS_END = HEADER + 4 * DESCRIPTOR
 ROW = 48  # metadata record without a label
+COLUMNS = (
+    *("modes", "widths", "heights", "image_addresses", "image_sizes", "token_addresses"),
+    *("caption_addresses", "caption_sizes", "index", "label"),
+)
 
 
 def row(i: int, **changes: Any) -> dict[str, Any]:
@@ -283,6 +288,89 @@ def test_a_row_across_pages_is_refused(tmp_path: Path) -> None:
         shard.add(**row(0, image=bytes(MIN_PAGE + 1)))
     with pytest.raises(CoreclipError, match="across a border of its 2097152-byte pages"):
         read_shard(corrupt(tmp_path / "a.beton", 4, number(MIN_PAGE, 4)))
+
+
+def reorder_table(path: Path, order: np.ndarray) -> Path:
+    """Put the allocations into another order, which a writer with several processes makes."""
+    stored = path.read_bytes()
+    start = int.from_bytes(stored[16:24], "little")
+    table = np.frombuffer(stored[start:], np.uint64).reshape(-1, 3)
+    path.write_bytes(stored[:start] + table[order].tobytes())
+    return path
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_a_table_in_any_order_is_read_alike(tmp_path: Path, labels: bool) -> None:
+    path = write(tmp_path / "a.beton", labels=labels)
+    with read_shard(path) as shard:
+        expected = {name: getattr(shard, name) for name in COLUMNS}
+    with read_shard(reorder_table(path, np.random.default_rng(0).permutation(18))) as shard:
+        check_rows(shard, 6)
+        assert shard.consecutive
+        for name in COLUMNS:
+            found = getattr(shard, name)
+            assert np.array_equal(found, expected[name])
+            assert getattr(found, "dtype", None) == getattr(expected[name], "dtype", None)
+
+
+@pytest.mark.parametrize("piece", [1, 4, 6])
+def test_tables_are_read_alike_in_pieces_of_any_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
+    path = write(tmp_path / "a.beton")
+    monkeypatch.setattr(beton, "_PIECE", piece)
+    monkeypatch.setattr(beton, "_read_in_any_order", None)  # not needed
+    with read_shard(path) as shard:
+        check_rows(shard, 6)
+        assert shard.consecutive
+    with pytest.raises(TypeError):
+        read_shard(reorder_table(path, np.arange(18)[::-1]))
+
+
+@pytest.mark.parametrize(
+    "row_of_table", [[0, 1, 2, 4, 3, 5], [0, 2, 4, 1, 3, 5], [1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 5, 6]]
+)
+@pytest.mark.parametrize("piece", [2, 8192])
+def test_indices_that_do_not_count_up_by_one_are_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row_of_table: list[int], piece: int
+) -> None:
+    monkeypatch.setattr(beton, "_PIECE", piece)
+    with writer(tmp_path / "a.beton") as shard:
+        for i in row_of_table:
+            shard.add(**row(i))
+    path = tmp_path / "a.beton"
+    for _ in range(2):
+        with read_shard(path) as shard:
+            assert shard.consecutive == (row_of_table == [1, 2, 3, 4, 5, 6])
+            assert shard.first_index == row_of_table[0]
+            assert shard.index.tolist() == row_of_table
+        reorder_table(path, np.arange(18)[::-1])
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.beton")
+    header = beton._read_header
+
+    def then_shrink(*arguments: Any) -> Any:
+        found = header(*arguments)
+        os.truncate(path, path.stat().st_size - 30)
+        return found
+
+    monkeypatch.setattr(beton, "_read_header", then_shrink)
+    with pytest.raises(CoreclipError, match=r"a\.beton is damaged .*it ends at byte \d+, so it is truncated"):
+        read_shard(path)
+
+
+def test_too_many_open_files_are_explained(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.beton")
+    code = f"""
+import os, resource
+from coreclip.pipeline.beton import read_shard
+resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1, 4096))
+read_shard({str(path)!r})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "Too many open files; raise this process's limit of open files, ulimit -n" in done.stderr
 
 
 @pytest.mark.parametrize("text", [b"nonsense", b"[]", b"{}", b"[1]", b"\xff\xff", b"[" * 5000])

@@ -89,8 +89,6 @@ def test_the_set_of_shards_has_each_pairs_bytes_at_its_address(dataset: Dataset)
         assert shards.shard.tolist() == [i // 5 for i in range(N)]
         assert shards.mode.tolist() == [int(i % 5 == 0) for i in range(N)]
         assert np.flatnonzero(shards.tolerated).tolist() == [4]
-        assert shards.label is not None
-        assert shards.label.tolist() == [i % 2 for i in range(N)]
         assert list(zip(shards.width.tolist(), shards.height.tolist(), strict=True)) == [size_of(i) for i in range(N)]
         shards.prefetch(np.arange(N)[::-1])
         shards.prefetch(np.array([], np.int64))
@@ -207,6 +205,53 @@ def test_a_shard_that_is_not_as_described_is_refused(broken: Path, changes: dict
         Dataset(broken).image(0)
 
 
+def test_the_first_damaged_shard_is_named_and_the_others_are_unmapped(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "data", 12, rows_per_shard=1).close()
+    for number in (4, 9):
+        (tmp_path / "data" / f"{number:05d}.beton").write_bytes(b"nothing")
+    with pytest.raises(CoreclipError, match=r"00004\.beton is damaged"):
+        Dataset(tmp_path / "data").open_shards()
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+
+
+@pytest.mark.parametrize("n", [1 << 50, 1 << 62])
+def test_more_pairs_than_memory_holds_are_refused(broken: Path, n: int) -> None:
+    edit(broken, n=n, shards=[{"file": "00000.beton", "rows": n, "bytes": 1, "sha256": ""}])
+    with pytest.raises(
+        CoreclipError, match=f"has {n} pairs by its dataset.json, and a loader needs 34 bytes of memory"
+    ):
+        Dataset(broken).open_shards()
+
+
+_FEW_FILES = """
+import os, resource, sys
+from coreclip.pipeline.dataset import Dataset
+few = len(os.listdir("/proc/self/fd")) + 12
+resource.setrlimit(resource.RLIMIT_NOFILE, (few, int(sys.argv[2]) or few))
+with Dataset(sys.argv[1]).open_shards() as shards:
+    print(len(shards), shards.image_size.all())
+"""
+
+
+def test_a_data_set_may_have_more_shards_than_files_are_allowed_at_first(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    make_dataset(path, 20, rows_per_shard=1).close()
+    command = [sys.executable, "-c", _FEW_FILES, str(path)]
+    done = subprocess.run([*command, "1000"], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["20", "True"]
+    done = subprocess.run([*command, "0"], capture_output=True, text=True, check=False)
+    assert "Too many open files; raise this process's limit of open files, ulimit -n" in done.stderr
+
+
+def test_a_single_read_opens_its_own_shard_alone(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "data", 4, rows_per_shard=2).close()
+    (tmp_path / "data" / "00000.beton").unlink()
+    with Dataset(tmp_path / "data") as dataset:
+        assert dataset.image(3).shape == (40, 48, 3)
+        assert dataset.captions(2) == make_captions(2, 2)
+        assert list(dataset._open) == [1]
+
+
 def test_a_truncated_shard_is_refused_before_any_batch(broken: Path) -> None:
     file = broken / "00001.beton"
     file.write_bytes(file.read_bytes()[:-100])
@@ -232,6 +277,28 @@ def test_a_table_that_is_not_the_pairs_is_refused(broken: Path, change: Any, mes
     change_pairs(broken, change)
     with pytest.raises(CoreclipError, match=message):
         _ = Dataset(broken).keys
+
+
+@pytest.mark.parametrize("name", ["tolerated", "labels"])
+@pytest.mark.parametrize(
+    "change", [lambda t: t.iloc[[0, 1, 2, 3, 5, 4, 6, 7]], lambda t: t[:7], lambda t: pd.concat([t, t])]
+)
+def test_a_column_in_pieces_is_checked_like_a_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, change: Any
+) -> None:
+    monkeypatch.setattr("coreclip.pipeline.dataset._TABLE_PIECE", 3)
+    make_dataset(tmp_path / "data", 8, labels=["x", "y"], warnings={1: "a", 6: "b"}).close()
+    expected = {"tolerated": [i in (1, 6) for i in range(8)], "labels": [i % 2 for i in range(8)]}
+    assert getattr(Dataset(tmp_path / "data"), name).tolist() == expected[name]
+    change_pairs(tmp_path / "data", change)
+    with pytest.raises(CoreclipError, match="its rows must be the 8 pairs in order, without gaps"):
+        getattr(Dataset(tmp_path / "data"), name)
+
+
+def test_a_gap_in_a_column_in_pieces_is_refused(broken: Path) -> None:
+    change_pairs(broken, lambda table: table.assign(warning=["", "", None, ""]))
+    with pytest.raises(CoreclipError, match=r"without gaps in \['warning'\]"):
+        Dataset(broken).open_shards()
 
 
 def test_a_table_that_is_no_parquet_is_refused(broken: Path) -> None:
