@@ -1,0 +1,470 @@
+"""Copies pairs of data sets into a new one: the shared work of ``materialise``, ``merge``, ``append`` and ``split``.
+
+No image is decoded and none encoded. A shard that goes over whole is copied as a file and gets new indices; other rows
+are packed into new shards, their stored bytes untouched. Nothing is copied on trust: whole shards must have the SHA-256
+of ``dataset.json``, single rows must agree with ``pairs.parquet`` and with the hash of their image.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+
+from coreclip.errors import CoreclipError
+from coreclip.files import check_free_disk, sha256_file, write_json
+from coreclip.pipeline.beton import MODES, Shard, ShardWriter, page_size_for, read_shard, renumber_rows
+from coreclip.pipeline.dataset import Dataset
+from coreclip.pipeline.ledger import pairs_schema, rejects_schema
+from coreclip.pipeline.publishing import describe
+from coreclip.pipeline.rows import PairsReader, disagreements, own_columns
+from coreclip.pipeline.tokenizer import Tokenizer
+from coreclip.progress import Progress
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+SHARD_BYTES = 256 << 20
+_ROW_GROUP = 1 << 16  # of pairs.parquet
+_CHUNK = 512  # rows whose captions are in memory at once
+_FEWEST_ROWS, _MOST_ROWS = 1024, 1 << 17  # for which a shard reserves metadata
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Pairs of one data set that go into a new one.
+
+    Attributes
+    ----------
+    dataset : Dataset
+    indices : int64 (k,)
+        Ascending and distinct.
+    classes : int64 (classes,) or None
+        The new number of each class; None: as it was.
+    columns : dict of str to array (k,)
+        New columns of ``pairs.parquet``.
+    """
+
+    dataset: Dataset
+    indices: np.ndarray
+    classes: np.ndarray | None = None
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """What all pairs of the new data set have in common.
+
+    Attributes
+    ----------
+    tokenizer : Tokenizer
+    context, captions_per_row : int
+        Of a stored token array.
+    labels : bool
+    class_names : list of str or None
+    shard_bytes : int
+        Image bytes at which a packed shard ends.
+    """
+
+    tokenizer: Tokenizer
+    context: int
+    captions_per_row: int
+    labels: bool
+    class_names: list[str] | None
+    shard_bytes: int = SHARD_BYTES
+
+
+def layout_of(dataset: Dataset, shard_bytes: int = SHARD_BYTES) -> Layout:
+    """Return the layout that ``dataset`` has."""
+    return Layout(
+        tokenizer=dataset.tokenizer(),
+        context=dataset.context,
+        captions_per_row=dataset.captions_per_row,
+        labels="label" in dataset.info["fields"],
+        class_names=dataset.class_names,
+        shard_bytes=check_shard_bytes(shard_bytes),
+    )
+
+
+def check_shard_bytes(shard_bytes: int) -> int:
+    """Return ``shard_bytes`` where it is 64 KiB to 1 TiB, refuse it elsewhere."""
+    if not 1 << 16 <= shard_bytes <= 1 << 40:
+        raise CoreclipError(f"shard_bytes = {shard_bytes} is not allowed: {1 << 16} to 2**40")
+    return shard_bytes
+
+
+def check_space(out: str | os.PathLike[str], parts: Sequence[Part]) -> None:
+    """Refuse an output whose disk has less room than the parts need."""
+    needed = 1 << 20
+    for part in parts:
+        stored = sum(shard["bytes"] for shard in part.dataset.info["shards"])
+        needed += stored * len(part.indices) // part.dataset.n
+    check_free_disk(out, needed)
+
+
+def assemble(
+    folder: Path,
+    parts: Sequence[Part],
+    layout: Layout,
+    *,
+    request: dict[str, Any],
+    rejects: "Sequence[pa.Table]" = (),
+    label: str = "copying",
+    link: bool = False,
+) -> dict[str, Any]:
+    """Write a data set of the parts' pairs, in their order, into the empty ``folder``.
+
+    Parameters
+    ----------
+    folder : path
+    parts : sequence of Part
+    layout : Layout
+    request : dict
+        The ``convert`` entry of ``dataset.json``.
+    rejects : sequence of pyarrow.Table
+        Rows of ``rejects.parquet``.
+    label : str
+        Of the progress.
+    link : bool
+        Share the file of a shard that does not change at all (a hard link) instead of copying it.
+
+    Returns
+    -------
+    dict
+        What ``dataset.json`` says; beside that, under ``"copied"``, the number of shards that went over whole.
+
+    Raises
+    ------
+    CoreclipError
+        For a data set whose files do not agree with each other.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    total = sum(len(part.indices) for part in parts)
+    assert total > 0
+    layout.tokenizer.save(folder / "tokenizer.json")
+    readers = [PairsReader(part.dataset) for part in parts]
+    try:
+        schema, renamed = _united_schema([reader.schema for reader in readers], parts, layout.labels)
+        with (
+            pq.ParquetWriter(folder / "pairs.parquet", schema) as pairs,
+            Progress(total, label, "pairs") as progress,
+            _Copier(folder, layout, pairs, progress, total, link) as copier,
+        ):
+            for part, reader in zip(parts, readers, strict=True):
+                copier.add(part, reader, _Columns(schema, renamed, layout.labels))
+    finally:
+        for reader in readers:
+            reader.__exit__(None, None, None)
+    refused = pa.concat_tables([rejects_schema().empty_table(), *(table.cast(rejects_schema()) for table in rejects)])
+    pq.write_table(refused, folder / "rejects.parquet")
+    info = describe(
+        folder,
+        shards=copier.shards,
+        labels=layout.labels,
+        context=layout.context,
+        captions_per_row=layout.captions_per_row,
+        class_names=layout.class_names,
+        rejected=refused.num_rows,
+        bytes_in=copier.image_bytes,
+        request=request,
+    )
+    write_json(folder / "dataset.json", info)
+    return {**info, "copied": copier.copied}
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """Turns rows of a source's ``pairs.parquet`` into rows of the new one."""
+
+    schema: "pa.Schema"
+    renamed: dict[str, str]
+    labels: bool
+
+    def convert(self, table: "pa.Table", new: dict[str, Any]) -> "pa.Table":
+        import pyarrow as pa
+
+        there = {self.renamed.get(name, name): table.column(name) for name in table.schema.names}
+        there |= {name: pa.array(values) for name, values in new.items()}
+        columns = [
+            there[column.name].cast(column.type)
+            if column.name in there
+            else pa.nulls(table.num_rows, column.type)
+            for column in self.schema
+        ]  # fmt: skip
+        return pa.table(columns, schema=self.schema)
+
+
+def _united_schema(
+    schemas: "Sequence[pa.Schema]", parts: Sequence[Part], labels: bool
+) -> "tuple[pa.Schema, dict[str, str]]":
+    """Return the new table's columns, and the new names of columns whose name one of ours takes."""
+    import pyarrow as pa
+
+    new = {name: pa.array(values[:1]).type for part in parts for name, values in part.columns.items()}
+    own = own_columns()
+    others = sorted({name for schema in schemas for name in schema.names if name not in own})
+    taken, renamed = own | set(new) | (set(others) - set(new)), {}
+    for name in sorted(set(others) & set(new)):
+        stored = name
+        while stored in taken:
+            stored = f"source_{stored}"
+        taken.add(stored)
+        renamed[name] = stored
+    fields = list(pairs_schema(labels, {}))
+    for name in others:
+        types = [schema.field(name).type for schema in schemas if name in schema.names]
+        fields.append(pa.field(renamed.get(name, name), _widest(types)))
+    return pa.schema([*fields, *(pa.field(name, kind) for name, kind in new.items())]), renamed
+
+
+def _widest(types: "list[pa.DataType]") -> "pa.DataType":
+    import pyarrow as pa
+
+    known = [kind for kind in types if not pa.types.is_null(kind)] or types
+    if all(kind == known[0] for kind in known):
+        return known[0]
+    if all(pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in known):
+        return pa.int64() if all(map(pa.types.is_integer, known)) else pa.float64()
+    return pa.string()
+
+
+class _Copier:
+    """Takes parts one after the other and writes shards and the table; a context manager."""
+
+    def __init__(
+        self, folder: Path, layout: Layout, pairs: "pq.ParquetWriter", progress: Progress, total: int, link: bool
+    ) -> None:
+        self._folder, self._layout, self._pairs, self._progress = folder, layout, pairs, progress
+        self._total, self._link = total, link
+        self._writer: ShardWriter | None = None
+        self._page_size = self._max_rows = 0
+        self._next = 0
+        self._unwritten: list[pa.Table] = []
+        self.shards: list[dict[str, Any]] = []
+        self.copied = self.image_bytes = 0
+
+    def __enter__(self) -> "_Copier":
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self._close_shard()
+            self._flush()
+        elif self._writer is not None:
+            self._writer.abort()
+
+    def add(self, part: Part, reader: PairsReader, columns: _Columns) -> None:
+        """Take all pairs of one part."""
+        dataset, layout = part.dataset, self._layout
+        if sha256_file(dataset.path / "pairs.parquet") != dataset.info.get("pairs_sha256"):
+            raise CoreclipError(
+                f"data set {dataset.path} is damaged: pairs.parquet has changed since it was written; restore it or convert again"
+            )
+        same_tokens = dataset.tokenizer_sha256 == layout.tokenizer.sha256 and dataset.context == layout.context
+        keeps = same_tokens and dataset.captions_per_row == layout.captions_per_row
+        keeps = keeps and ("label" in dataset.info["fields"]) == layout.labels
+        keeps = keeps and (part.classes is None or np.array_equal(part.classes, np.arange(len(part.classes))))
+        first = at = 0
+        for number, entry in enumerate(dataset.info["shards"]):
+            stop = at + int(np.searchsorted(part.indices[at:], first + entry["rows"]))
+            if stop > at:
+                rows = part.indices[at:stop] - first
+                new = {name: values[at:stop] for name, values in part.columns.items()}
+                if keeps and len(rows) == entry["rows"]:
+                    self._copy_shard(dataset, number, first, reader, columns, new)
+                else:
+                    self._pack_rows(part, number, first, rows, reader, columns, new, same_tokens)
+            at, first = stop, first + entry["rows"]
+
+    def _copy_shard(
+        self, dataset: Dataset, number: int, first: int, reader: PairsReader, columns: _Columns, new: dict[str, Any]
+    ) -> None:
+        self._close_shard()
+        source, entry = dataset.shard_path(number), dataset.info["shards"][number]
+        target = self._folder / f"{len(self.shards):05d}.beton"
+        with read_shard(source) as shard:
+            fits = (shard.rows, shard.context, shard.captions_per_row, int(shard.index[0])) == (
+                entry["rows"], dataset.context, dataset.captions_per_row, first,
+            )  # fmt: skip
+            image_bytes = int(shard.image_sizes.sum())
+        if not fits or sha256_file(source) != entry["sha256"]:
+            raise CoreclipError(
+                f"data set {dataset.path} is damaged: {source.name} has changed since it was written; restore it or convert again"
+            )
+        unchanged = first == self._next
+        _copy_file(source, target, link=self._link and unchanged)
+        sha256 = entry["sha256"]
+        if not unchanged:
+            renumber_rows(target, self._layout.labels, self._next)
+            sha256 = sha256_file(target)
+        table = reader.read(first, first + entry["rows"])
+        self._write_pairs(table, columns, new, row=np.arange(entry["rows"]))
+        self.image_bytes += image_bytes
+        self.shards.append(
+            {"file": target.name, "rows": entry["rows"], "bytes": target.stat().st_size, "sha256": sha256}
+        )
+        self.copied += 1
+
+    def _pack_rows(
+        self,
+        part: Part,
+        number: int,
+        first: int,
+        rows: np.ndarray,
+        reader: PairsReader,
+        columns: _Columns,
+        new: dict[str, Any],
+        same_tokens: bool,
+    ) -> None:
+        layout, dataset = self._layout, part.dataset
+        with read_shard(dataset.shard_path(number)) as shard:
+            if shard.rows != dataset.info["shards"][number]["rows"]:
+                raise CoreclipError(f"shard {shard.path} has {shard.rows} rows, not those of dataset.json; restore it")
+            token_bytes = layout.captions_per_row * layout.context * 2
+            sizes = shard.image_sizes[rows].astype(np.int64)
+            needed = token_bytes + shard.caption_sizes[rows].astype(np.int64) + sizes
+            mean, largest = max(1, int(sizes.mean())), int(needed.max())
+            for at in range(0, len(rows), _CHUNK):
+                chunk = rows[at : at + _CHUNK]
+                low, high = int(chunk[0]), int(chunk[-1]) + 1
+                table = reader.read(first + low, first + high).take(chunk - low)
+                captions = [shard.captions(row) for row in chunk.tolist()]
+                for place, problem in disagreements(shard, number, chunk, table, captions):
+                    raise CoreclipError(
+                        f"pair {first + int(chunk[place])} of {dataset.path} is damaged: {problem}; restore the files or convert again"
+                    )
+                tokens = self._tokens(shard, chunk, captions, same_tokens)
+                labels = self._labels(shard, chunk, part.classes, dataset)
+                numbers, row_numbers = [], []
+                for place, row in enumerate(chunk.tolist()):
+                    writer = self._writer_for(int(sizes[at + place]), int(needed[at + place]), largest, mean)
+                    numbers.append(len(self.shards))
+                    row_numbers.append(writer.rows)
+                    writer.add(
+                        shard.image_bytes(row),
+                        cast("Literal['jpg', 'raw']", MODES[shard.modes[row]]),
+                        int(shard.widths[row]),
+                        int(shard.heights[row]),
+                        captions[place],
+                        tokens[place],
+                        self._next + place,
+                        None if labels is None else int(labels[place]),
+                    )
+                values = {name: column[at : at + _CHUNK] for name, column in new.items()}
+                if labels is not None:
+                    values["label"] = labels
+                self._write_pairs(table, columns, values, row=np.array(row_numbers), shard=np.array(numbers))
+            self.image_bytes += int(sizes.sum())
+
+    def _tokens(self, shard: Shard, rows: np.ndarray, captions: list[list[str]], same_tokens: bool) -> np.ndarray:
+        """Return uint16 (b, captions_per_row, context): the stored tokens as far as they go, else new ones."""
+        m, context = self._layout.captions_per_row, self._layout.context
+        known = shard.captions_per_row if same_tokens else 0
+        tokens = np.zeros((len(rows), m, context), np.uint16)
+        if known:
+            tokens[:, : min(m, known)] = shard.tokens(rows)[:, :m]
+        missing = [(i, j) for i, texts in enumerate(captions) for j in range(known, min(m, len(texts)))]
+        if missing:
+            i, j = np.array(missing).T
+            tokens[i, j] = self._layout.tokenizer.encode([captions[a][b] for a, b in missing], context)
+        return tokens
+
+    def _labels(
+        self, shard: Shard, rows: np.ndarray, classes: np.ndarray | None, dataset: Dataset
+    ) -> np.ndarray | None:
+        if not self._layout.labels:
+            return None
+        assert shard.label is not None
+        labels = shard.label[rows]
+        if classes is None:
+            return labels
+        if labels.min() < 0 or labels.max() >= len(classes):
+            raise CoreclipError(
+                f"data set {dataset.path} is damaged: a label is not one of its {len(classes)} classes; convert again"
+            )
+        return np.asarray(classes[labels], np.int64)
+
+    def _writer_for(self, n_image_bytes: int, needed: int, largest: int, mean: int) -> ShardWriter:
+        writer = self._writer
+        if writer is not None and (
+            writer.stored_bytes + n_image_bytes > self._layout.shard_bytes
+            or writer.rows == self._max_rows
+            or needed > self._page_size
+        ):
+            self._close_shard()
+        if self._writer is None:
+            likely = min(max(2 * self._layout.shard_bytes // mean, _FEWEST_ROWS), _MOST_ROWS)
+            self._max_rows = min(likely, self._total)
+            self._page_size = page_size_for(largest)
+            self._writer = ShardWriter(
+                self._folder / f"{len(self.shards):05d}.beton",
+                captions_per_row=self._layout.captions_per_row,
+                context=self._layout.context,
+                labels=self._layout.labels,
+                page_size=self._page_size,
+                max_rows=self._max_rows,
+            )
+        return self._writer
+
+    def _write_pairs(
+        self,
+        table: "pa.Table",
+        columns: _Columns,
+        new: dict[str, Any],
+        *,
+        row: np.ndarray,
+        shard: np.ndarray | None = None,
+    ) -> None:
+        n = len(row)
+        values = {"index": np.arange(self._next, self._next + n), "row": row}
+        values["shard"] = np.full(n, len(self.shards)) if shard is None else shard
+        self._unwritten.append(columns.convert(table, {**new, **values}))
+        if sum(map(len, self._unwritten)) >= _ROW_GROUP:
+            self._flush()
+        self._next += n
+        self._progress.advance(n)
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if self._unwritten:
+            self._pairs.write_table(pa.concat_tables(self._unwritten))
+            self._unwritten.clear()
+
+    def _close_shard(self) -> None:
+        if self._writer is None:
+            return
+        self._writer.close()
+        path = self._writer.path
+        self.shards.append(
+            {
+                "file": path.name,
+                "rows": self._writer.rows,
+                "bytes": path.stat().st_size,
+                "sha256": sha256_file(path),
+            }
+        )
+        self._writer = None
+
+
+def _copy_file(source: Path, target: Path, *, link: bool) -> None:
+    if link:
+        try:
+            os.link(source, target)
+            return
+        except OSError:  # the file system has no hard links
+            pass
+    shutil.copyfile(source, target)
+
+
+def batches(dataset: Dataset, columns: list[str]) -> "Iterator[pa.Table]":
+    """Yield columns of ``pairs.parquet`` row group by row group, checked to be the pairs in order."""
+    with PairsReader(dataset) as reader:
+        for first in range(0, dataset.n, 1 << 16):
+            yield reader.read(first, min(first + (1 << 16), dataset.n)).select(columns)
