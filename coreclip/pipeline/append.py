@@ -77,6 +77,9 @@ def append(
         new = _convert(old, target, added, sources, captions, workers)
         try:
             info = _swap(old, new, target, staging)
+        except CoreclipError:
+            remove(added)
+            raise
         finally:
             remove(staging)
         remove(added)

@@ -5,7 +5,6 @@ free text fields of ``dataset.json`` (``convert``, ``bytes_in``).
 """
 
 import contextlib
-import io
 import os
 import time
 from collections import deque
@@ -36,7 +35,7 @@ _MOST_LISTED = 100
 _MOST_OF_A_SHARD = 100
 _CHUNK = 512
 _SMALL = 64 << 20  # bytes that are checked before worker processes would have started
-_MAX_PIXELS = 65535 * 65535  # of a stored image; conversion has applied its own limit
+_MAX_PIXELS = 179_000_000  # of an image that says that it is larger than the shard does
 _TABLES = {"pairs.parquet": "pairs_sha256", "rejects.parquet": "rejects_sha256", "tokenizer.json": "tokenizer_sha256"}
 
 
@@ -408,20 +407,20 @@ def _check_against_table(
 
 
 def _check_headers(shard: Shard, file: str, rows: np.ndarray, first: int, ledger: _Ledger) -> None:
-    """Hold the size in each JPEG's header against the stored one."""
-    from PIL import Image
-
+    """Hold the size and the kind in each JPEG's header against what a shard may hold."""
     for row in rows[np.array(MODES)[shard.modes[rows]] == "jpg"].tolist():
-        stored = (int(shard.widths[row]), int(shard.heights[row]))
+        width, height = int(shard.widths[row]), int(shard.heights[row])
+        stored = shard.image_bytes(row)
         try:
-            with Image.open(io.BytesIO(shard.image_bytes(row)), formats=("JPEG",)) as image:
-                size = image.size
-        except (OSError, SyntaxError, ValueError):
-            ledger.add(file, "its image has no JPEG header that can be read", first + row)
+            header = prepare_image(stored, check="header", max_pixels=max(width * height, _MAX_PIXELS))
+        except ImageRejected as reason:
+            ledger.add(file, f"its image is no JPEG that can be read: {reason}", first + row)
             continue
-        if size != stored:
-            text = f"its JPEG has {size[0]} x {size[1]} pixels, the shard says {stored[0]} x {stored[1]}"
+        if (header.width, header.height) != (width, height):
+            text = f"its JPEG has {header.width} x {header.height} pixels, the shard says {width} x {height}"
             ledger.add(file, text, first + row)
+        elif header.data != stored:
+            ledger.add(file, "its JPEG is of a kind that the stock decoder does not read", first + row)
 
 
 def _check_images(
@@ -442,14 +441,11 @@ def _check_images(
             continue  # every value is a pixel
         stored = shard.image_bytes(row)
         noted = "" if table is None else str(table.column("warning")[row - at].as_py())
+        width, height = int(shard.widths[row]), int(shard.heights[row])
         try:
-            prepared = prepare_image(stored, max_pixels=_MAX_PIXELS)
+            warning = prepare_image(stored, max_pixels=max(width * height, _MAX_PIXELS)).warning
         except ImageRejected as reason:
             ledger.add(file, f"its image can't be decoded: {reason}", first + row)
             continue
-        if prepared.data != stored:
-            ledger.add(file, "its JPEG is of a kind that the stock decoder does not read", first + row)
-        elif prepared.warning and not noted and not unchecked and table is not None:
-            ledger.add(
-                file, f"decoding its image warns ({prepared.warning}), which was not so when it was stored", first + row
-            )
+        if warning and not noted and not unchecked and table is not None:
+            ledger.add(file, f"decoding its image warns ({warning}), which was not so when it was stored", first + row)
