@@ -7,7 +7,7 @@ of ``dataset.json``, single rows must agree with ``pairs.parquet`` and with the 
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -461,10 +461,3 @@ def _copy_file(source: Path, target: Path, *, link: bool) -> None:
         except OSError:  # the file system has no hard links
             pass
     shutil.copyfile(source, target)
-
-
-def batches(dataset: Dataset, columns: list[str]) -> "Iterator[pa.Table]":
-    """Yield columns of ``pairs.parquet`` row group by row group, checked to be the pairs in order."""
-    with PairsReader(dataset) as reader:
-        for first in range(0, dataset.n, 1 << 16):
-            yield reader.read(first, min(first + (1 << 16), dataset.n)).select(columns)

@@ -4,7 +4,6 @@ Equal data sets give equal bytes: no time, no owner, a fixed order. ``convert`` 
 bytes, captions, labels and keys.
 """
 
-import hashlib
 import io
 import json
 import os
@@ -19,12 +18,12 @@ import numpy as np
 
 from coreclip.errors import CoreclipError
 from coreclip.files import check_free_disk
-from coreclip.pipeline.assemble import batches
 from coreclip.pipeline.beton import MODES, Shard, read_shard
 from coreclip.pipeline.dataset import Dataset
+from coreclip.pipeline.groups import text_code
 from coreclip.pipeline.materialise import checked_subset
 from coreclip.pipeline.publishing import new_folder
-from coreclip.pipeline.rows import PairsReader, disagreements, own_columns
+from coreclip.pipeline.rows import PairsReader, batches, disagreements, own_columns
 from coreclip.progress import Progress
 
 if TYPE_CHECKING:
@@ -165,7 +164,7 @@ class _Keys:
         for table in batches(dataset, ["key"]):
             stop = at + int(np.searchsorted(indices[at:], first + table.num_rows))
             keys = table.column("key").take(indices[at:stop] - first).to_pylist()
-            codes[at:stop] = [_code(_safe(key)) for key in keys]
+            codes[at:stop] = [text_code(_safe(key)) for key in keys]
             at, first = stop, first + table.num_rows
         distinct, firsts = np.unique(codes, return_index=True)
         self._taken, self._owners = distinct, indices[firsts]
@@ -180,7 +179,7 @@ class _Keys:
         return name
 
     def _is_free(self, name: str, index: int) -> bool:
-        code = np.uint64(_code(name))
+        code = np.uint64(text_code(name))
         place = int(np.searchsorted(self._taken, code))
         return place == len(self._taken) or self._taken[place] != code or int(self._owners[place]) == index
 
@@ -191,10 +190,6 @@ def _safe(key: str) -> str:
     text = "/".join(piece for piece in text.split("/") if piece) or "_"
     kept = text.encode("utf-8", "replace")[:_LONGEST_KEY].decode("utf-8", "ignore")
     return kept.rstrip("/")
-
-
-def _code(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 class _Archives:

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from coreclip.pipeline.assemble import batches
 from coreclip.pipeline.dataset import Dataset
+from coreclip.pipeline.rows import batches
 
 
 def image_codes(dataset: Dataset) -> np.ndarray:
@@ -18,7 +18,7 @@ def image_codes(dataset: Dataset) -> np.ndarray:
     at = 0
     for table in batches(dataset, ["content_hash"]):
         texts = table.column("content_hash").to_pylist()
-        codes[at : at + len(texts)] = [_code(str(text)) for text in texts]
+        codes[at : at + len(texts)] = [text_code(str(text)) for text in texts]
         at += len(texts)
     return codes
 
@@ -73,8 +73,9 @@ def normalise_caption(text: str) -> str:
 
 
 def _caption_codes(lists: list[list[str]]) -> Iterator[int]:
-    return (_code(normalise_caption(text)) for texts in lists for text in texts)
+    return (text_code(normalise_caption(text)) for texts in lists for text in texts)
 
 
-def _code(text: str) -> int:
+def text_code(text: str) -> int:
+    """Return 64 bits of a hash of a text."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "backslashreplace"), digest_size=8).digest(), "little")

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from coreclip.errors import CoreclipError
-from coreclip.pipeline.assemble import SHARD_BYTES, Layout, Part, assemble, batches, check_shard_bytes, check_space
+from coreclip.pipeline.assemble import SHARD_BYTES, Layout, Part, assemble, check_shard_bytes, check_space
 from coreclip.pipeline.dataset import Dataset, read_table
 from coreclip.pipeline.groups import image_codes
 from coreclip.pipeline.publishing import derived_request, new_folder
+from coreclip.pipeline.rows import batches
 from coreclip.pipeline.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from coreclip.pipeline.dataset import Dataset
 
+_BATCH = 1 << 16
 _DAMAGES = (OSError, ValueError)  # pyarrow's ArrowInvalid is a ValueError
 
 
@@ -105,6 +106,13 @@ class PairsReader:
     ) -> None:
         self._cached = None
         self._file.close()
+
+
+def batches(dataset: "Dataset", columns: list[str]) -> "Iterator[pa.Table]":
+    """Yield columns of ``pairs.parquet``, 65,536 rows at a time, checked to be the pairs in order."""
+    with PairsReader(dataset) as reader:
+        for first in range(0, dataset.n, _BATCH):
+            yield reader.read(first, min(first + _BATCH, dataset.n)).select(columns)
 
 
 def own_columns() -> set[str]:

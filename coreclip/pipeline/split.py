@@ -207,7 +207,7 @@ def _check_plan(plan: SplitPlan, parts: Mapping[str, float], n: int) -> None:
     room = round(parts[largest] * n)
     empty = [name for name, chosen in plan.indices.items() if not len(chosen)]
     ties = plan.by.replace(",", " or ")
-    remedy = "use other fractions" + (", or --by image" if plan.by != "image" else "")
+    remedy = "use other fractions" + (", or --by image" if plan.by != "image" and plan.groups < n else "")
     if plan.largest_group > max(1, room):
         raise CoreclipError(
             f"{plan.largest_group} of {n} pairs are tied together by a shared {ties}, more than the {room} of the largest "
