@@ -7,10 +7,11 @@ of ``dataset.json``, single rows must agree with ``pairs.parquet`` and with the 
 
 import os
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import numpy as np
 
@@ -20,13 +21,12 @@ from coreclip.pipeline.beton import MODES, Shard, ShardWriter, page_size_for, re
 from coreclip.pipeline.dataset import Dataset
 from coreclip.pipeline.ledger import pairs_schema, rejects_schema
 from coreclip.pipeline.publishing import describe
-from coreclip.pipeline.rows import PairsReader, disagreements, own_columns
+from coreclip.pipeline.rows import PairsReader, own_columns, read_checked
 from coreclip.pipeline.tokenizer import Tokenizer
 from coreclip.progress import Progress
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
 SHARD_BYTES = 256 << 20
 _ROW_GROUP = 1 << 16  # of pairs.parquet
@@ -152,12 +152,12 @@ def assemble(
     try:
         schema, renamed = _united_schema([reader.schema for reader in readers], parts, layout.labels)
         with (
-            pq.ParquetWriter(folder / "pairs.parquet", schema) as pairs,
             Progress(total, label, "pairs") as progress,
-            _Copier(folder, layout, pairs, progress, total, link) as copier,
+            _PairsWriter(folder / "pairs.parquet", schema, renamed, progress) as table,
+            _Copier(folder, layout, table, total, link) as copier,
         ):
             for part, reader in zip(parts, readers, strict=True):
-                copier.add(part, reader, _Columns(schema, renamed, layout.labels))
+                copier.add(part, reader)
     finally:
         for reader in readers:
             reader.__exit__(None, None, None)
@@ -178,26 +178,56 @@ def assemble(
     return {**info, "copied": copier.copied}
 
 
-@dataclass(frozen=True, slots=True)
-class _Columns:
-    """Turns rows of a source's ``pairs.parquet`` into rows of the new one."""
+class _PairsWriter:
+    """Writes the new ``pairs.parquet``; a context manager.
 
-    schema: "pa.Schema"
-    renamed: dict[str, str]
-    labels: bool
+    Attributes
+    ----------
+    next_index : int
+        Of the next pair.
+    """
 
-    def convert(self, table: "pa.Table", new: dict[str, Any]) -> "pa.Table":
+    def __init__(self, path: Path, schema: "pa.Schema", renamed: dict[str, str], progress: Progress) -> None:
+        import pyarrow.parquet as pq
+
+        self._schema, self._renamed, self._progress = schema, renamed, progress
+        self._file = pq.ParquetWriter(path, schema)
+        self._unwritten: list[pa.Table] = []
+        self.next_index = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and self._unwritten:
+            self._flush()
+        self._file.close()
+
+    def add(self, table: "pa.Table", new: dict[str, np.ndarray]) -> None:
+        """Append rows of a source's table with new values of some columns."""
         import pyarrow as pa
 
-        there = {self.renamed.get(name, name): table.column(name) for name in table.schema.names}
+        n = table.num_rows
+        there = {self._renamed.get(name, name): table.column(name) for name in table.schema.names}
         there |= {name: pa.array(values) for name, values in new.items()}
+        there["index"] = pa.array(np.arange(self.next_index, self.next_index + n))
         columns = [
-            there[column.name].cast(column.type)
-            if column.name in there
-            else pa.nulls(table.num_rows, column.type)
-            for column in self.schema
-        ]  # fmt: skip
-        return pa.table(columns, schema=self.schema)
+            there[field.name].cast(field.type) if field.name in there else pa.nulls(n, field.type)
+            for field in self._schema
+        ]
+        self._unwritten.append(pa.table(columns, schema=self._schema))
+        if sum(map(len, self._unwritten)) >= _ROW_GROUP:
+            self._flush()
+        self.next_index += n
+        self._progress.advance(n)
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        self._file.write_table(pa.concat_tables(self._unwritten))
+        self._unwritten.clear()
 
 
 def _united_schema(
@@ -234,133 +264,162 @@ def _widest(types: "list[pa.DataType]") -> "pa.DataType":
     return pa.string()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """The rows of one shard that go into the new data set.
+
+    Attributes
+    ----------
+    part : Part
+    number : int
+        Of the shard.
+    first : int
+        Index of the shard's first row.
+    rows : int64 (b,)
+        Ascending.
+    columns : dict of str to array (b,)
+        New columns of ``pairs.parquet``.
+    """
+
+    part: Part
+    number: int
+    first: int
+    rows: np.ndarray
+    columns: dict[str, np.ndarray]
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """What ``dataset.json`` says about the shard."""
+        entry: dict[str, Any] = self.part.dataset.info["shards"][self.number]
+        return entry
+
+    @property
+    def path(self) -> Path:
+        return self.part.dataset.shard_path(self.number)
+
+
+def _runs(part: Part) -> Iterator[_Run]:
+    first = at = 0
+    for number, entry in enumerate(part.dataset.info["shards"]):
+        stop = at + int(np.searchsorted(part.indices[at:], first + entry["rows"]))
+        if stop > at:
+            columns = {name: values[at:stop] for name, values in part.columns.items()}
+            yield _Run(part=part, number=number, first=first, rows=part.indices[at:stop] - first, columns=columns)
+        at, first = stop, first + entry["rows"]
+
+
 class _Copier:
     """Takes parts one after the other and writes shards and the table; a context manager."""
 
-    def __init__(
-        self, folder: Path, layout: Layout, pairs: "pq.ParquetWriter", progress: Progress, total: int, link: bool
-    ) -> None:
-        self._folder, self._layout, self._pairs, self._progress = folder, layout, pairs, progress
+    def __init__(self, folder: Path, layout: Layout, table: "_PairsWriter", total: int, link: bool) -> None:
+        self._folder, self._layout, self._table = folder, layout, table
         self._total, self._link = total, link
         self._writer: ShardWriter | None = None
         self._page_size = self._max_rows = 0
-        self._next = 0
-        self._unwritten: list[pa.Table] = []
         self.shards: list[dict[str, Any]] = []
         self.copied = self.image_bytes = 0
 
-    def __enter__(self) -> "_Copier":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self._close_shard()
-            self._flush()
         elif self._writer is not None:
             self._writer.abort()
 
-    def add(self, part: Part, reader: PairsReader, columns: _Columns) -> None:
+    def add(self, part: Part, reader: PairsReader) -> None:
         """Take all pairs of one part."""
-        dataset, layout = part.dataset, self._layout
-        if sha256_file(dataset.path / "pairs.parquet") != dataset.info.get("pairs_sha256"):
+        path, sha256 = part.dataset.path, part.dataset.info.get("pairs_sha256")
+        if sha256_file(path / "pairs.parquet") != sha256:
             raise CoreclipError(
-                f"data set {dataset.path} is damaged: pairs.parquet has changed since it was written; restore it or convert again"
+                f"data set {path} is damaged: pairs.parquet has changed since it was written; restore it or convert again"
             )
-        same_tokens = dataset.tokenizer_sha256 == layout.tokenizer.sha256 and dataset.context == layout.context
-        keeps = same_tokens and dataset.captions_per_row == layout.captions_per_row
-        keeps = keeps and ("label" in dataset.info["fields"]) == layout.labels
-        keeps = keeps and (part.classes is None or np.array_equal(part.classes, np.arange(len(part.classes))))
-        first = at = 0
-        for number, entry in enumerate(dataset.info["shards"]):
-            stop = at + int(np.searchsorted(part.indices[at:], first + entry["rows"]))
-            if stop > at:
-                rows = part.indices[at:stop] - first
-                new = {name: values[at:stop] for name, values in part.columns.items()}
-                if keeps and len(rows) == entry["rows"]:
-                    self._copy_shard(dataset, number, first, reader, columns, new)
-                else:
-                    self._pack_rows(part, number, first, rows, reader, columns, new, same_tokens)
-            at, first = stop, first + entry["rows"]
+        keeps = self._keeps_shards(part)
+        for run in _runs(part):
+            if keeps and len(run.rows) == run.entry["rows"]:
+                self._copy_shard(run, reader)
+            else:
+                self._pack_rows(run, reader)
 
-    def _copy_shard(
-        self, dataset: Dataset, number: int, first: int, reader: PairsReader, columns: _Columns, new: dict[str, Any]
-    ) -> None:
-        self._close_shard()
-        source, entry = dataset.shard_path(number), dataset.info["shards"][number]
-        target = self._folder / f"{len(self.shards):05d}.beton"
-        with read_shard(source) as shard:
-            fits = (shard.rows, shard.context, shard.captions_per_row, int(shard.index[0])) == (
-                entry["rows"], dataset.context, dataset.captions_per_row, first,
-            )  # fmt: skip
-            image_bytes = int(shard.image_sizes.sum())
-        if not fits or sha256_file(source) != entry["sha256"]:
-            raise CoreclipError(
-                f"data set {dataset.path} is damaged: {source.name} has changed since it was written; restore it or convert again"
-            )
-        unchanged = first == self._next
-        _copy_file(source, target, link=self._link and unchanged)
-        sha256 = entry["sha256"]
-        if not unchanged:
-            renumber_rows(target, self._layout.labels, self._next)
-            sha256 = sha256_file(target)
-        table = reader.read(first, first + entry["rows"])
-        self._write_pairs(table, columns, new, row=np.arange(entry["rows"]))
-        self.image_bytes += image_bytes
-        self.shards.append(
-            {"file": target.name, "rows": entry["rows"], "bytes": target.stat().st_size, "sha256": sha256}
+    def _keeps_tokens(self, dataset: Dataset) -> bool:
+        return dataset.tokenizer_sha256 == self._layout.tokenizer.sha256 and dataset.context == self._layout.context
+
+    def _keeps_shards(self, part: Part) -> bool:
+        """Whether a shard of which all rows are kept can go over as a file."""
+        dataset, layout = part.dataset, self._layout
+        return (
+            self._keeps_tokens(dataset)
+            and dataset.captions_per_row == layout.captions_per_row
+            and ("label" in dataset.info["fields"]) == layout.labels
+            and (part.classes is None or np.array_equal(part.classes, np.arange(len(part.classes))))
         )
+
+    def _copy_shard(self, run: _Run, reader: PairsReader) -> None:
+        self._close_shard()
+        dataset, entry = run.part.dataset, run.entry
+        with read_shard(run.path) as shard:
+            found = (shard.rows, shard.context, shard.captions_per_row, int(shard.index[0]))
+            self.image_bytes += int(shard.image_sizes.sum())
+        expected = (entry["rows"], dataset.context, dataset.captions_per_row, run.first)
+        if found != expected or sha256_file(run.path) != entry["sha256"]:
+            raise CoreclipError(
+                f"data set {dataset.path} is damaged: {run.path.name} has changed since it was written; "
+                "restore it or convert again"
+            )
+        target = self._folder / f"{len(self.shards):05d}.beton"
+        unchanged = run.first == self._table.next_index
+        _copy_file(run.path, target, link=self._link and unchanged)
+        if not unchanged:
+            renumber_rows(target, self._layout.labels, self._table.next_index)
+        table = reader.read(run.first, run.first + entry["rows"])
+        self._table.add(table, {**run.columns, "shard": np.full(len(run.rows), len(self.shards)), "row": run.rows})
+        self.shards.append(_describe_shard(target, entry["rows"]))
         self.copied += 1
 
-    def _pack_rows(
-        self,
-        part: Part,
-        number: int,
-        first: int,
-        rows: np.ndarray,
-        reader: PairsReader,
-        columns: _Columns,
-        new: dict[str, Any],
-        same_tokens: bool,
-    ) -> None:
-        layout, dataset = self._layout, part.dataset
-        with read_shard(dataset.shard_path(number)) as shard:
-            if shard.rows != dataset.info["shards"][number]["rows"]:
-                raise CoreclipError(f"shard {shard.path} has {shard.rows} rows, not those of dataset.json; restore it")
-            token_bytes = layout.captions_per_row * layout.context * 2
-            sizes = shard.image_sizes[rows].astype(np.int64)
-            needed = token_bytes + shard.caption_sizes[rows].astype(np.int64) + sizes
+    def _pack_rows(self, run: _Run, reader: PairsReader) -> None:
+        layout = self._layout
+        with read_shard(run.path) as shard:
+            if shard.rows != run.entry["rows"]:
+                raise CoreclipError(
+                    f"shard {run.path} has {shard.rows} rows, dataset.json says {run.entry['rows']}; restore it or convert again"
+                )
+            sizes = shard.image_sizes[run.rows].astype(np.int64)
+            captions = shard.caption_sizes[run.rows].astype(np.int64)
+            needed = sizes + captions + 2 * layout.captions_per_row * layout.context
             mean, largest = max(1, int(sizes.mean())), int(needed.max())
-            for at in range(0, len(rows), _CHUNK):
-                chunk = rows[at : at + _CHUNK]
-                low, high = int(chunk[0]), int(chunk[-1]) + 1
-                table = reader.read(first + low, first + high).take(chunk - low)
-                captions = [shard.captions(row) for row in chunk.tolist()]
-                for place, problem in disagreements(shard, number, chunk, table, captions):
-                    raise CoreclipError(
-                        f"pair {first + int(chunk[place])} of {dataset.path} is damaged: {problem}; restore the files or convert again"
-                    )
-                tokens = self._tokens(shard, chunk, captions, same_tokens)
-                labels = self._labels(shard, chunk, part.classes, dataset)
-                numbers, row_numbers = [], []
-                for place, row in enumerate(chunk.tolist()):
-                    writer = self._writer_for(int(sizes[at + place]), int(needed[at + place]), largest, mean)
-                    numbers.append(len(self.shards))
-                    row_numbers.append(writer.rows)
-                    writer.add(
-                        shard.image_bytes(row),
-                        cast("Literal['jpg', 'raw']", MODES[shard.modes[row]]),
-                        int(shard.widths[row]),
-                        int(shard.heights[row]),
-                        captions[place],
-                        tokens[place],
-                        self._next + place,
-                        None if labels is None else int(labels[place]),
-                    )
-                values = {name: column[at : at + _CHUNK] for name, column in new.items()}
-                if labels is not None:
-                    values["label"] = labels
-                self._write_pairs(table, columns, values, row=np.array(row_numbers), shard=np.array(numbers))
+            for at in range(0, len(run.rows), _CHUNK):
+                here = slice(at, at + _CHUNK)
+                columns = {name: values[here] for name, values in run.columns.items()}
+                chunk = replace(run, rows=run.rows[here], columns=columns)
+                writers = (
+                    self._writer_for(*each, largest, mean) for each in zip(sizes[here], needed[here], strict=True)
+                )
+                self._pack_chunk(chunk, shard, reader, writers)
             self.image_bytes += int(sizes.sum())
+
+    def _pack_chunk(self, run: _Run, shard: Shard, reader: PairsReader, writers: Iterator[ShardWriter]) -> None:
+        table, captions = read_checked(run.part.dataset, reader, shard, run.number, run.first, run.rows)
+        tokens = self._tokens(shard, run.rows, captions, self._keeps_tokens(run.part.dataset))
+        labels = self._labels(shard, run)
+        places = []
+        for i, (row, writer) in enumerate(zip(run.rows.tolist(), writers, strict=True)):
+            places.append((len(self.shards), writer.rows))
+            writer.add(
+                shard.image_bytes(row),
+                cast("Literal['jpg', 'raw']", MODES[shard.modes[row]]),
+                int(shard.widths[row]),
+                int(shard.heights[row]),
+                captions[i],
+                tokens[i],
+                self._table.next_index + i,
+                None if labels is None else int(labels[i]),
+            )
+        numbers, rows = np.array(places).T
+        columns = {**run.columns, "shard": numbers, "row": rows}
+        self._table.add(table, columns if labels is None else {**columns, "label": labels})
 
     def _tokens(self, shard: Shard, rows: np.ndarray, captions: list[list[str]], same_tokens: bool) -> np.ndarray:
         """Return uint16 (b, captions_per_row, context): the stored tokens as far as they go, else new ones."""
@@ -375,18 +434,16 @@ class _Copier:
             tokens[i, j] = self._layout.tokenizer.encode([captions[a][b] for a, b in missing], context)
         return tokens
 
-    def _labels(
-        self, shard: Shard, rows: np.ndarray, classes: np.ndarray | None, dataset: Dataset
-    ) -> np.ndarray | None:
+    def _labels(self, shard: Shard, run: _Run) -> np.ndarray | None:
         if not self._layout.labels:
             return None
         assert shard.label is not None
-        labels = shard.label[rows]
+        labels, classes = shard.label[run.rows], run.part.classes
         if classes is None:
             return labels
         if labels.min() < 0 or labels.max() >= len(classes):
             raise CoreclipError(
-                f"data set {dataset.path} is damaged: a label is not one of its {len(classes)} classes; convert again"
+                f"data set {run.part.dataset.path} is damaged: a label is not one of its {len(classes)} classes; convert again"
             )
         return np.asarray(classes[labels], np.int64)
 
@@ -412,45 +469,16 @@ class _Copier:
             )
         return self._writer
 
-    def _write_pairs(
-        self,
-        table: "pa.Table",
-        columns: _Columns,
-        new: dict[str, Any],
-        *,
-        row: np.ndarray,
-        shard: np.ndarray | None = None,
-    ) -> None:
-        n = len(row)
-        values = {"index": np.arange(self._next, self._next + n), "row": row}
-        values["shard"] = np.full(n, len(self.shards)) if shard is None else shard
-        self._unwritten.append(columns.convert(table, {**new, **values}))
-        if sum(map(len, self._unwritten)) >= _ROW_GROUP:
-            self._flush()
-        self._next += n
-        self._progress.advance(n)
-
-    def _flush(self) -> None:
-        import pyarrow as pa
-
-        if self._unwritten:
-            self._pairs.write_table(pa.concat_tables(self._unwritten))
-            self._unwritten.clear()
-
     def _close_shard(self) -> None:
         if self._writer is None:
             return
         self._writer.close()
-        path = self._writer.path
-        self.shards.append(
-            {
-                "file": path.name,
-                "rows": self._writer.rows,
-                "bytes": path.stat().st_size,
-                "sha256": sha256_file(path),
-            }
-        )
+        self.shards.append(_describe_shard(self._writer.path, self._writer.rows))
         self._writer = None
+
+
+def _describe_shard(path: Path, rows: int) -> dict[str, Any]:
+    return {"file": path.name, "rows": rows, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
 def _copy_file(source: Path, target: Path, *, link: bool) -> None:

@@ -23,7 +23,7 @@ from coreclip.pipeline.dataset import Dataset
 from coreclip.pipeline.groups import text_code
 from coreclip.pipeline.materialise import checked_subset
 from coreclip.pipeline.publishing import new_folder
-from coreclip.pipeline.rows import PairsReader, batches, disagreements, own_columns
+from coreclip.pipeline.rows import PairsReader, batches, own_columns, read_checked
 from coreclip.progress import Progress
 
 if TYPE_CHECKING:
@@ -116,22 +116,10 @@ def _read(
                 with read_shard(dataset.shard_path(number)) as shard:
                     while at < stop:
                         rows = indices[at : min(at + _CHUNK, stop)] - first
-                        yield _read_chunk(dataset, reader, shard, number, first, rows, at)
+                        table, captions = read_checked(dataset, reader, shard, number, first, rows)
+                        yield shard, rows, table, captions, at
                         at += len(rows)
             first += entry["rows"]
-
-
-def _read_chunk(
-    dataset: Dataset, reader: PairsReader, shard: Shard, number: int, first: int, rows: np.ndarray, at: int
-) -> "tuple[Shard, np.ndarray, pa.Table, list[list[str]], int]":
-    low, high = int(rows[0]), int(rows[-1]) + 1
-    table = reader.read(first + low, first + high).take(rows - low)
-    captions = [shard.captions(row) for row in rows.tolist()]
-    for place, problem in disagreements(shard, number, rows, table, captions):
-        raise CoreclipError(
-            f"pair {first + int(rows[place])} of {dataset.path} is damaged: {problem}; restore the files or convert again"
-        )
-    return shard, rows, table, captions, at
 
 
 def _members(shard: Shard, row: int, described: dict[str, Any], label: int | None) -> dict[str, bytes]:

@@ -163,6 +163,38 @@ def disagreements(
             yield place, f"its image has another hash than the {_short(hashes[place])} in pairs.parquet"
 
 
+def read_checked(
+    dataset: "Dataset", reader: PairsReader, shard: Shard, number: int, first: int, rows: np.ndarray
+) -> "tuple[pa.Table, list[list[str]]]":
+    """Return ``pairs.parquet`` and the captions of some rows of a shard that agree with each other.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    reader : PairsReader
+    shard : Shard
+    number : int
+        Of the shard.
+    first : int
+        Index of its first row.
+    rows : int64 (b,)
+        Ascending.
+
+    Raises
+    ------
+    CoreclipError
+        For the first pair of which the shard and the table say different things.
+    """
+    low, high = int(rows[0]), int(rows[-1]) + 1
+    table = reader.read(first + low, first + high).take(rows - low)
+    captions = [shard.captions(row) for row in rows.tolist()]
+    for place, problem in disagreements(shard, number, rows, table, captions):
+        raise CoreclipError(
+            f"pair {first + int(rows[place])} of {dataset.path} is damaged: {problem}; restore the files or convert again"
+        )
+    return table, captions
+
+
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
