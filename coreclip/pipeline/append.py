@@ -63,12 +63,12 @@ def append(
         For sources that ``convert`` refuses, that are in the data set, or whose labels do not fit it.
     """
     start = time.monotonic()
-    target = Path(os.path.abspath(dataset))
+    target = Path(os.path.realpath(dataset))  # not a link to it
     if not target.parent.is_dir():
-        Dataset(dataset)  # raises: nothing is there
+        Dataset(target)  # raises: nothing is there
     with lock(target), explained_full_disk(target):
         restore_folder(target)
-        old = Dataset(dataset)
+        old = Dataset(target)
         staging = target.with_name(f".{target.name}.building")
         added = target.with_name(f"{_prefix(target)}{_digest(sources, captions)}")
         for left in [staging, *target.parent.glob(f"{glob.escape(_prefix(target))}*")]:
