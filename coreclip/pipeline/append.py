@@ -6,6 +6,7 @@ crash at any moment leaves the old or the new one. Processes that have the old o
 
 import glob
 import hashlib
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -21,9 +22,11 @@ from coreclip.pipeline.assemble import Part, assemble, check_space
 from coreclip.pipeline.convert import convert
 from coreclip.pipeline.dataset import Dataset, read_table
 from coreclip.pipeline.merge import class_numbers, united_layout
-from coreclip.pipeline.publishing import explained_full_disk, replace_folder, restore_folder
+from coreclip.pipeline.publishing import conversion, explained_full_disk, replace_folder, restore_folder
 
-_KEPT_OPTIONS = ("template", "max_side", "check", "max_pixels", "quality", "shard_bytes")
+_KEPT_OPTIONS = {
+    "template": str, "max_side": int, "check": str, "max_pixels": int, "quality": int, "shard_bytes": int,
+}  # fmt: skip
 
 
 def append(
@@ -103,8 +106,8 @@ def _convert(
     workers: int | None,
 ) -> Dataset:
     """Convert the new sources into the hidden data set ``added``; convert itself goes on, or finds that it is done."""
-    there = (old.info.get("convert") or {}).get("options") or {}
-    options = {name: there[name] for name in _KEPT_OPTIONS if there.get(name) is not None}
+    there = conversion(old.info)["options"]
+    options = {name: there[name] for name, kind in _KEPT_OPTIONS.items() if isinstance(there.get(name), kind)}
     arguments: dict[str, Any] = {
         **options,
         "captions": captions,
@@ -115,7 +118,7 @@ def _convert(
     }
     convert(sources, added, **arguments)
     new = Dataset(added)
-    known = {_identity(source) for source in (old.info.get("convert") or {}).get("sources") or ()}
+    known = {_identity(source) for source in conversion(old.info)["sources"]}
     again = [source for source in new.info["convert"]["sources"] if _identity(source) in known]
     if again:
         remove(added)
@@ -135,8 +138,8 @@ def _digest(sources: Sequence[str | os.PathLike[str]], captions: str | os.PathLi
     return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def _identity(source: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple((name, source[name]) for name in sorted(source) if name != "path") + (Path(source["path"]).name,)
+def _identity(source: dict[str, Any]) -> str:
+    return json.dumps({**source, "path": Path(source["path"]).name}, sort_keys=True)
 
 
 def _swap(old: Dataset, new: Dataset, target: Path, staging: Path) -> dict[str, Any]:
@@ -151,10 +154,10 @@ def _swap(old: Dataset, new: Dataset, target: Path, staging: Path) -> dict[str, 
     grows = layout.captions_per_row > old.captions_per_row
     check_space(target, parts if grows else parts[1:])
     rejects = [read_table(each.path / "rejects.parquet", ["source", "key", "reason"]) for each in (old, new)]
-    there = old.info.get("convert") or {}
+    there = conversion(old.info)
     request = {
-        "sources": [*(there.get("sources") or ()), *new.info["convert"]["sources"]],
-        "options": {**new.info["convert"]["options"], **(there.get("options") or {})},
+        "sources": [*there["sources"], *new.info["convert"]["sources"]],
+        "options": {**new.info["convert"]["options"], **there["options"]},
         "version": coreclip.__version__,
     }
     staging.mkdir()

@@ -71,7 +71,7 @@ def _describe(dataset: Dataset, fact: dict[str, Any], decoded: list[str]) -> dic
     return {
         **described,
         "label": label,
-        "class_name": names[label] if names is not None and label is not None else None,
+        "class_name": names[label] if names and label is not None and 0 <= label < len(names) else None,
         "decoded_tokens": decoded[: len(captions)],
         "columns": {name: value for name, value in fact.items() if name not in own},
         "file": None,

@@ -89,8 +89,23 @@ def derived_request(command: str, parents: Sequence[Any], **options: Any) -> dic
     The conversion options of the first parent stay, so that ``append`` converts more pairs in the same way.
     """
     sources = [{"path": Path(os.path.abspath(p.path)).name, "fingerprint": p.fingerprint} for p in parents]
-    kept = (parents[0].info.get("convert") or {}).get("options") or {}
+    kept = conversion(parents[0].info)["options"]
     return {"sources": sources, "options": {**kept, "command": command, **options}, "version": coreclip.__version__}
+
+
+def conversion(info: dict[str, Any]) -> dict[str, Any]:
+    """Return ``sources`` (list of dict) and ``options`` (dict) of a ``dataset.json``, whatever it holds in their place."""
+    entry = info.get("convert")
+    entry = entry if isinstance(entry, dict) else {}
+    sources, options = entry.get("sources"), entry.get("options")
+    return {
+        "sources": [
+            source
+            for source in (sources if isinstance(sources, list) else ())
+            if isinstance(source, dict) and isinstance(source.get("path"), str)
+        ],
+        "options": options if isinstance(options, dict) else {},
+    }
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from coreclip.files import sha256_file
 from coreclip.pipeline.beton import MODES, Shard, read_shard
 from coreclip.pipeline.dataset import Dataset, read_table
 from coreclip.pipeline.images import ImageRejected, prepare_image
-from coreclip.pipeline.publishing import fingerprint
+from coreclip.pipeline.publishing import conversion, fingerprint
 from coreclip.pipeline.rows import PairsReader, disagreements
 from coreclip.pipeline.tokenizer import Tokenizer
 from coreclip.pipeline.workers import WorkerPool
@@ -434,13 +434,12 @@ def _check_images(
     ledger: _Ledger,
 ) -> None:
     """Decode images as strictly as ``convert`` does."""
-    options = (dataset.info.get("convert") or {}).get("options") or {}
-    unchecked = options.get("check") == "header"  # then warnings were not looked for
+    unchecked = conversion(dataset.info)["options"].get("check") == "header"  # then warnings were not looked for
     for row in rows.tolist():
         if MODES[shard.modes[row]] == "raw":
             continue  # every value is a pixel
         stored = shard.image_bytes(row)
-        noted = "" if table is None else str(table.column("warning")[row - at].as_py())
+        noted = "" if table is None else str(table.column("warning")[row - at].as_py() or "")
         width, height = int(shard.widths[row]), int(shard.heights[row])
         try:
             warning = prepare_image(stored, max_pixels=max(width * height, _MAX_PIXELS)).warning

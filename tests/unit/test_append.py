@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from coreclip.errors import CoreclipError
-from coreclip.files import lock
+from coreclip.files import lock, read_json, write_json
 from coreclip.pipeline import Dataset, append, convert, materialise, publishing, verify
 from tests.unit.test_convert import SMALL, samples, write_tar
 
@@ -73,6 +73,15 @@ def test_a_subset_of_the_old_data_set_is_refused(data, sources, tmp_path):
     append(data, sources[1:], workers=1)
     with pytest.raises(CoreclipError, match="chosen from data set"):
         materialise(data, Chosen, tmp_path / "out")
+
+
+def test_options_of_the_first_conversion_are_kept_where_they_make_sense(tmp_path, sources):
+    convert(sources[:1], tmp_path / "data", workers=1, max_side=32, **SMALL)
+    info = read_json(tmp_path / "data" / "dataset.json", "")
+    info["convert"]["options"] |= {"quality": "high"}
+    write_json(tmp_path / "data" / "dataset.json", info)
+    append(tmp_path / "data", sources[1:], workers=1)
+    assert Dataset(tmp_path / "data").pairs["width"].max() == 32
 
 
 def test_a_link_stays_a_link(data, sources, tmp_path):

@@ -12,11 +12,11 @@ from PIL import Image
 
 from coreclip.errors import CoreclipError
 from coreclip.files import sha256_file, write_json
-from coreclip.pipeline import Dataset, verify
+from coreclip.pipeline import Dataset, materialise, verify
 from coreclip.pipeline.beton import read_shard
 from coreclip.pipeline.publishing import fingerprint
 from coreclip.pipeline.verify import VerifyReport
-from tests.helpers import encode_jpeg, make_captions, make_dataset, make_pixels
+from tests.helpers import encode_jpeg, make_dataset, make_pixels
 
 DAMAGED = 6  # the pair that the damages hit: row 1 of the second shard
 
@@ -260,5 +260,10 @@ def test_bad_options_are_refused(whole, options, words):
         verify(whole, **options)
 
 
-def test_what_convert_would_read_is_what_was_made(whole):
-    assert Dataset(whole).captions(DAMAGED) == make_captions(DAMAGED, 2)
+@pytest.mark.parametrize("entry", [None, [], "text", {"options": 3, "sources": [3]}])
+def test_what_a_stranger_wrote_about_the_conversion_does_no_harm(data, entry, tmp_path):
+    info = json.loads((data / "dataset.json").read_text())
+    write_json(data / "dataset.json", {**info, "convert": entry})
+    assert verify(data, decode="all").ok
+    materialise(data, [1, 2], tmp_path / "out")
+    assert Dataset(tmp_path / "out").info["convert"]["options"]["command"] == "materialise"
