@@ -43,6 +43,7 @@ SetOption = Annotated[
 SubsetOption = Annotated[Path | None, typer.Option("--subset", help="SUBSET.parquet to train on.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")]
 ThreadsOption = Annotated[int | None, typer.Option(help="Torch threads. Default: all cores.", show_default=False)]
+WorkersOption = Annotated[int | None, typer.Option(help="Processes. Default: all cores.", show_default=False)]
 SeedOption = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
 
 
@@ -219,6 +220,196 @@ def inspect(dataset: DatasetArgument, as_json: JsonOption = False) -> None:
     from coreclip.pipeline import inspect as run_inspect
 
     _emit(run_inspect(dataset), as_json)
+
+
+@app.command(rich_help_panel=_PIPELINE)
+def verify(
+    dataset: DatasetArgument,
+    decode: Annotated[str, typer.Option(help="Images to decode: sample, all or none.")] = "sample",
+    sample: Annotated[int, typer.Option(help="Images of the sample.")] = 1000,
+    workers: WorkersOption = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a data set: hashes, structure, tables against shards, tokens against captions, images by decoding them.
+
+    Exit code 0 where it is whole; 2 where it is not, with every problem on stderr.
+
+    Example: coreclip verify flickr --decode all
+    """
+    from coreclip.pipeline import verify as run_verify
+
+    report = run_verify(dataset, decode=decode, sample=sample, workers=workers, seed=seed).to_dict()
+    for problem in report["problems"]:
+        where = "" if problem["index"] is None else f", pair {problem['index']}"
+        print(f"coreclip: {problem['file']}{where}: {problem['problem']}; {problem['remedy']}", file=sys.stderr)
+    if unlisted := report["n_problems"] - len(report["problems"]):
+        print(f"coreclip: and {unlisted:,} more problems", file=sys.stderr)
+    _emit(report if as_json else {k: v for k, v in report.items() if k != "problems"}, as_json)
+    if not report["ok"]:
+        raise typer.Exit(2)
+
+
+@app.command(rich_help_panel=_PIPELINE)
+def extract(
+    dataset: DatasetArgument,
+    index: Annotated[list[int], typer.Option(help="Pair to show; may be repeated.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="Image file to write (.jpg; .png for raw pixels), or a folder.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what is stored about single pairs, and write their images as they are stored.
+
+    Example: coreclip extract flickr --index 7 --out seven.jpg
+    """
+    from coreclip.pipeline import extract as run_extract
+
+    _emit({"pairs": run_extract(dataset, index, out)}, as_json, _as_pairs)
+
+
+def _as_pairs(result: dict[str, Any]) -> str:
+    return "\n\n".join(_as_lines(pair) for pair in result["pairs"])
+
+
+@app.command(rich_help_panel=_PIPELINE)
+def materialise(
+    dataset: DatasetArgument,
+    subset: Annotated[Path, typer.Argument(help="SUBSET.parquet made by select.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Directory to make.", show_default=False)],
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a subset's pairs into a data set of their own; nothing is encoded again.
+
+    The pairs keep the order of the data set. Training needs no copy: train takes --subset.
+
+    Example: coreclip materialise flickr best.parquet flickr-best
+    """
+    from coreclip.pipeline import Dataset
+    from coreclip.pipeline import materialise as run_materialise
+    from coreclip.selection import Subset
+
+    _emit(run_materialise(Dataset(dataset), Subset.load(subset), out), as_json)
+
+
+@app.command(rich_help_panel=_PIPELINE)
+def append(
+    dataset: DatasetArgument,
+    sources: Annotated[list[str], typer.Argument(help="What convert takes.", show_default=False)],
+    captions: Annotated[
+        Path | None, typer.Option(help="Captions table (csv, tsv, jsonl, parquet) of a folder.")
+    ] = None,
+    workers: WorkersOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Convert more sources with a data set's own tokenizer and options and add them to it.
+
+    Old pairs keep their indices. Subsets and features of the old data set are refused for the new one.
+
+    Example: coreclip append flickr 'more/train-{00005..00007}.tar'
+    """
+    from coreclip.pipeline import append as run_append
+
+    _emit(run_append(dataset, sources, captions=captions, workers=workers), as_json)
+
+
+@app.command(rich_help_panel=_PIPELINE)
+def merge(
+    datasets: Annotated[list[Path], typer.Argument(help="Two data sets or more.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Directory to make.", show_default=False)],
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="tokenizer.json or DATASET. Default: the first data set's.")
+    ] = None,
+    drop_duplicates: Annotated[bool, typer.Option(help="Leave out images that an earlier pair has.")] = False,
+    drop_labels: Annotated[bool, typer.Option(help="Make a data set without class labels.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make one data set of several, one after the other; no image is encoded again.
+
+    Example: coreclip merge flickr coco both --drop-duplicates
+    """
+    from coreclip.pipeline import merge as run_merge
+
+    report = run_merge(datasets, out, tokenizer=tokenizer, drop_duplicates=drop_duplicates, drop_labels=drop_labels)
+    _emit(report, as_json)
+
+
+@app.command(rich_help_panel=_PIPELINE)
+def split(
+    dataset: DatasetArgument,
+    out: Annotated[Path, typer.Argument(help="Directory to make, with a data set for each part.", show_default=False)],
+    parts: Annotated[str, typer.Option(help="NAME=FRACTION,...")] = "train=0.9,val=0.05,test=0.05",
+    by: Annotated[
+        str | None, typer.Option(help="What no two parts share: image, caption or image,caption. Default: both.")
+    ] = None,
+    subsets: Annotated[bool, typer.Option(help="Write NAME.parquet subsets in place of data sets.")] = False,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Split a data set into parts that share no image and no caption.
+
+    Example: coreclip split flickr parts --parts train=0.9,val=0.05,test=0.05
+    """
+    from coreclip.pipeline import split as run_split
+    from coreclip.pipeline.split import parse_parts
+
+    fractions = parse_parts(parts)
+    if subsets:
+        _emit(_split_subsets(dataset, out, fractions, by, seed), as_json)
+    else:
+        _emit(run_split(dataset, out, fractions, seed=seed, by=by), as_json)
+
+
+def _split_subsets(dataset: Path, out: Path, parts: dict[str, float], by: str | None, seed: int) -> dict[str, Any]:
+    import numpy as np
+
+    from coreclip.pipeline import Dataset, plan_split
+    from coreclip.pipeline.publishing import new_folder
+    from coreclip.selection import Subset
+
+    data = Dataset(dataset)
+    plan = plan_split(data, parts, seed=seed, by=by)
+    with new_folder(out) as folder:
+        for name, indices in plan.indices.items():
+            Subset(
+                indices=indices,
+                weights=np.ones(len(indices)),
+                gains=np.zeros(len(indices)),
+                method="split",
+                parameters={"part": name, "parts": parts, "by": plan.by},
+                seed=seed,
+                n=data.n,
+                fingerprint=data.fingerprint,
+            ).save(folder / f"{name}.parquet")
+    return plan.to_dict()
+
+
+@app.command(rich_help_panel=_PIPELINE)
+def export_webdataset(
+    dataset: DatasetArgument,
+    out: Annotated[Path, typer.Argument(help="Directory to make.", show_default=False)],
+    subset: Annotated[Path | None, typer.Option(help="SUBSET.parquet to write.")] = None,
+    shard_size: Annotated[str, typer.Option(help="Size at which an archive ends: bytes, or with K, M or G.")] = "1G",
+    as_json: JsonOption = False,
+) -> None:
+    """Write a data set as WebDataset .tar archives with the stored image bytes, captions, labels and columns.
+
+    Example: coreclip export-webdataset flickr flickr-tars --shard-size 256M
+    """
+    from coreclip.pipeline import Dataset
+    from coreclip.pipeline import export_webdataset as run_export
+    from coreclip.selection import Subset
+
+    chosen = None if subset is None else Subset.load(subset)
+    _emit(run_export(Dataset(dataset), out, subset=chosen, shard_bytes=_n_bytes(shard_size)), as_json)
+
+
+def _n_bytes(text: str) -> int:
+    """Read a size as ``1000``, ``64K``, ``256M`` or ``1G`` (powers of 1024)."""
+    number, unit = (text[:-1], text[-1:].upper()) if text[-1:].upper() in "KMG" else (text, "")
+    if not (number.isascii() and number.isdigit() and len(number) <= 15):
+        raise CoreclipError(f"--shard-size {text!r} is no size: a whole number of bytes, or with K, M or G, e.g. 256M")
+    return int(number) << 10 * " KMG".index(unit or " ")
 
 
 @app.command(rich_help_panel=_TRAINING)

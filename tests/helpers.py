@@ -103,7 +103,7 @@ def make_dataset(
     info = {
         "format_version": 1, "n": n, "fields": field_names(labels is not None), "shards": shards, "context": context,
         "captions_per_row": m, "tokenizer_sha256": tokenizer.sha256, "class_names": None if labels is None else list(labels),
-        "fingerprint": hashlib.sha256("".join(hashes).encode()).hexdigest(),
+        "fingerprint": hashlib.sha256("\n".join(hashes).encode()).hexdigest(),
         "pairs_sha256": sha256_file(path / "pairs.parquet"), "rejects_sha256": sha256_file(path / "rejects.parquet"),
         "pairs": n, "rejected": len(rejects), "bytes_in": 0, "bytes_out": sum(shard["bytes"] for shard in shards),
         "convert": {"sources": [], "options": {}, "version": "0"},

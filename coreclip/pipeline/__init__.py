@@ -9,15 +9,22 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from coreclip.pipeline.append import append
     from coreclip.pipeline.augment import Augment
     from coreclip.pipeline.convert import ConvertReport, convert
     from coreclip.pipeline.dataset import Dataset
+    from coreclip.pipeline.export import export_webdataset
+    from coreclip.pipeline.extract import extract
     from coreclip.pipeline.ffcv_loader import make_ffcv_loader
     from coreclip.pipeline.inspect import inspect
     from coreclip.pipeline.loader import Batch, Loader, make_loader
+    from coreclip.pipeline.materialise import materialise
+    from coreclip.pipeline.merge import merge
     from coreclip.pipeline.planning import ConversionPlan, plan_conversion
     from coreclip.pipeline.scenes import draw_scenes
+    from coreclip.pipeline.split import SplitPlan, plan_split, split
     from coreclip.pipeline.tokenizer import Tokenizer
+    from coreclip.pipeline.verify import VerifyReport, verify
 
 __all__ = [
     "Augment",
@@ -26,13 +33,23 @@ __all__ = [
     "ConvertReport",
     "Dataset",
     "Loader",
+    "SplitPlan",
     "Tokenizer",
+    "VerifyReport",
+    "append",
     "convert",
     "draw_scenes",
+    "export_webdataset",
+    "extract",
     "inspect",
     "make_ffcv_loader",
     "make_loader",
+    "materialise",
+    "merge",
     "plan_conversion",
+    "plan_split",
+    "split",
+    "verify",
 ]
 
 _MODULES = {
@@ -42,20 +59,30 @@ _MODULES = {
     "ConvertReport": "coreclip.pipeline.convert",
     "Dataset": "coreclip.pipeline.dataset",
     "Loader": "coreclip.pipeline.loader",
+    "SplitPlan": "coreclip.pipeline.split",
     "Tokenizer": "coreclip.pipeline.tokenizer",
+    "VerifyReport": "coreclip.pipeline.verify",
+    "append": "coreclip.pipeline.append",
     "convert": "coreclip.pipeline.convert",
     "draw_scenes": "coreclip.pipeline.scenes",
+    "export_webdataset": "coreclip.pipeline.export",
+    "extract": "coreclip.pipeline.extract",
     "inspect": "coreclip.pipeline.inspect",
     "make_ffcv_loader": "coreclip.pipeline.ffcv_loader",
     "make_loader": "coreclip.pipeline.loader",
     "plan_conversion": "coreclip.pipeline.planning",
+    "materialise": "coreclip.pipeline.materialise",
+    "merge": "coreclip.pipeline.merge",
+    "plan_split": "coreclip.pipeline.split",
+    "split": "coreclip.pipeline.split",
+    "verify": "coreclip.pipeline.verify",
 }
 
 
 class _Facade(ModuleType):
     def __setattr__(self, name: str, value: Any) -> None:
         # The import system binds each sub-module to its package; where a function has its module's name
-        # (convert, inspect), the package's attribute must stay the function.
+        # (convert, inspect, ...), the package's attribute must stay the function.
         if name in _MODULES and isinstance(value, ModuleType):
             value = getattr(value, name)
         super().__setattr__(name, value)

@@ -92,6 +92,26 @@ def page_size_for(n_bytes: int) -> int:
     return max(MIN_PAGE, 1 << (n_bytes - 1).bit_length())
 
 
+def renumber_rows(path: str | os.PathLike[str], labels: bool, first_index: int) -> None:
+    """Give the rows of a whole shard the indices from ``first_index`` on, in place; nothing else in it changes.
+
+    Parameters
+    ----------
+    path : path
+        A shard that :func:`read_shard` accepts.
+    labels : bool
+        Whether it has a ``label`` field.
+    first_index : int
+    """
+    with open(path, "r+b") as file:
+        n_rows = int(np.frombuffer(file.read(_HEADER.itemsize), _HEADER)["num_samples"][0])
+        file.seek(_metadata_start(labels))
+        rows = np.fromfile(file, _metadata_type(labels), n_rows)
+        rows["index"] = np.arange(first_index, first_index + n_rows)
+        file.seek(_metadata_start(labels))
+        file.write(rows.tobytes())
+
+
 @dataclass(frozen=True, slots=True)
 class RowFacts:
     """What a shard's tables say of some rows, beside their addresses.

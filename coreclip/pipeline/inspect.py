@@ -1,19 +1,26 @@
 """What a converted data set holds: counts, sizes, lengths, duplicates and warnings, from its tables alone.
 
-No image is decoded and no shard is mapped, so that millions of pairs take seconds. Left out: the check of stored bytes.
+No image is decoded and no shard is mapped. The table is read batch by batch; of each pair and caption a few numbers stay in
+memory, so that ten million pairs take about 1 GB. Left out: the check of stored bytes (``verify``).
 """
 
 import itertools
 import os
+from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from coreclip.errors import CoreclipError
 from coreclip.pipeline.dataset import Dataset, read_table
+from coreclip.pipeline.groups import normalise_caption, text_code
+from coreclip.pipeline.rows import batches
 
 if TYPE_CHECKING:
-    import pandas as pd
+    import pyarrow as pa
 
+_COLUMNS = ("width", "height", "bytes", "content_hash", "warning", "mode", "transcoded", "captions")
 _QUANTILES = {"min": 0.0, "p5": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
 _RESOLUTION_EDGES = (1, 64, 128, 224, 336, 512, 1024, 2048)  # pixels of the shorter side
 _COUNT_EDGES = (1, 2, 3, 4, 5, 6, 11)  # captions of a pair
@@ -49,36 +56,75 @@ def inspect(dataset: str | os.PathLike[str] | Dataset) -> dict[str, Any]:
     """
     opened = dataset if isinstance(dataset, Dataset) else Dataset(dataset)
     shards = [{key: entry[key] for key in ("file", "rows", "bytes")} for entry in opened.info["shards"]]
-    pairs = opened.columns(["width", "height", "bytes", "content_hash", "warning", "mode", "transcoded"]).to_pandas()
+    found = _Tally(opened.n)
+    for table in batches(opened, [*_COLUMNS]):
+        found.add(table, opened)
+    width, height = found.pixels.T
     reasons = read_table(opened.path / "rejects.parquet", ["reason"]).to_pandas()["reason"]
-    texts, offsets = opened.all_captions()
-    words = [text.split() for text in texts]
     return {
         "pairs": opened.n,
         "rejected": len(reasons),
-        "reject_reasons": _counts(reasons),
-        "bytes": {"shards": sum(shard["bytes"] for shard in shards), "images": int(pairs["bytes"].sum())},
+        "reject_reasons": _by_frequency(Counter(reasons)),
+        "bytes": {"shards": sum(shard["bytes"] for shard in shards), "images": found.bytes},
         "shards": shards,
-        "image_width": _quantiles(pairs["width"].to_numpy()),
-        "image_height": _quantiles(pairs["height"].to_numpy()),
-        "image_modes": _counts(pairs["mode"]),
-        "resolution": _histogram(pairs[["width", "height"]].min(axis=1).to_numpy(), _RESOLUTION_EDGES),
-        "captions": _describe_captions(np.diff(offsets), np.array([len(line) for line in words])),
+        "image_width": _quantiles(width),
+        "image_height": _quantiles(height),
+        "image_modes": _by_frequency(found.modes),
+        "resolution": _histogram(np.minimum(width, height), _RESOLUTION_EDGES),
+        "captions": _describe_captions(found.captions, np.concatenate(found.words)),
         "duplicates": {
-            "images": int(pairs["content_hash"].duplicated().sum()),
-            "captions": len(texts) - len({" ".join(line).lower() for line in words}),
+            "images": opened.n - len(np.unique(found.images)),
+            "captions": sum(map(len, found.texts)) - len(np.unique(np.concatenate(found.texts))),
         },
-        "vocabulary": {
-            "words": len({word.lower() for line in words for word in line}),
-            "tokens": opened.tokenizer().vocab_size,
-        },
-        "warnings": _counts(pairs["warning"][pairs["warning"] != ""]),
-        "transcoded": int(pairs["transcoded"].sum()),
+        "vocabulary": {"words": len(found.vocabulary), "tokens": opened.tokenizer().vocab_size},
+        "warnings": _by_frequency(found.warnings),
+        "transcoded": found.transcoded,
         "classes": _class_counts(opened),
         "context": opened.context,
         "fingerprint": opened.fingerprint,
         "tokenizer_sha256": opened.tokenizer_sha256,
     }
+
+
+class _Tally:
+    """What is kept of the batches: numbers for each pair and caption, and counts."""
+
+    def __init__(self, n: int) -> None:
+        self._next = 0
+        self.pixels = np.empty((n, 2), np.int32)  # width, height
+        self.captions = np.empty(n, np.int32)  # of a pair
+        self.images = np.empty(n, np.uint64)  # codes of the source images
+        self.words: list[np.ndarray] = []  # of each caption
+        self.texts: list[np.ndarray] = []  # codes of the captions
+        self.modes: Counter[str] = Counter()
+        self.warnings: Counter[str] = Counter()
+        self.vocabulary: set[str] = set()
+        self.bytes = self.transcoded = 0
+
+    def add(self, table: "pa.Table", dataset: Dataset) -> None:
+        here = slice(self._next, self._next + table.num_rows)
+        self._next = here.stop
+        columns = {name: table.column(name).to_pylist() for name in table.schema.names}
+        damaged = [name for name, values in columns.items() if None in values]
+        if not damaged and not all(texts and None not in texts for texts in columns["captions"]):
+            damaged = ["captions"]
+        if damaged:
+            raise CoreclipError(
+                f"{dataset.path / 'pairs.parquet'} is damaged: {damaged[0]} has gaps, and each pair must have all of its "
+                "values and one caption or more; convert again"
+            )
+        self.pixels[here] = np.stack([columns["width"], columns["height"]], axis=1)
+        self.images[here] = [text_code(text) for text in columns["content_hash"]]
+        self.captions[here] = [len(texts) for texts in columns["captions"]]
+        self.modes.update(columns["mode"])
+        self.warnings.update(warning for warning in columns["warning"] if warning)
+        self.bytes += sum(columns["bytes"])
+        self.transcoded += sum(columns["transcoded"])
+        lines = [normalise_caption(text) for texts in columns["captions"] for text in texts]
+        words = [line.split() for line in lines]
+        self.words.append(np.array([len(line) for line in words], np.int32))
+        self.texts.append(np.array([text_code(line) for line in lines], np.uint64))
+        self.vocabulary.update(*words)
 
 
 def _describe_captions(per_pair: np.ndarray, n_words: np.ndarray) -> dict[str, Any]:
@@ -102,9 +148,8 @@ def _histogram(values: np.ndarray, edges: tuple[int, ...]) -> dict[str, int]:
     return dict(zip([*names, f"{edges[-1]} and more"], counts.tolist(), strict=True))
 
 
-def _counts(values: "pd.Series") -> dict[str, int]:
-    """Count equal texts, the most frequent first, ties in alphabetical order."""
-    counts = {str(text): int(count) for text, count in values.value_counts().items()}
+def _by_frequency(counts: Mapping[str, int]) -> dict[str, int]:
+    """Return counts of equal texts, the most frequent first, ties in alphabetical order."""
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 

@@ -34,7 +34,7 @@ def refused(capsys, *arguments) -> str:
 def test_every_command_documents_itself_with_an_example(name):
     text = COMMANDS[name].__doc__
     assert len(text.splitlines()[0]) > 20
-    assert f"Example: coreclip {name}" in " ".join(text.split())
+    assert f"Example: coreclip {name.replace('_', '-')} " in " ".join(text.split())
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
@@ -48,11 +48,17 @@ def test_a_data_set_that_is_not_there_is_named(name, tmp_path, capsys, at, monke
         "train": ["RUN"],
         "embed": ["F", "--model", at / "proxy"],
         "select": ["S", "--method", "random", "--k", "1"],
+        "extract": ["--index", "0"],
+        "materialise": [at / "subset.parquet", "OUT"],
+        "append": [at / "scenes"],
+        "merge": [at / "data", "OUT"],
+        "split": ["OUT"],
+        "export_webdataset": ["OUT"],
     }
     front = {"evaluate": [at / "run"], "search": [at / "run"]}
     after = {"search": ["a query"]}
     monkeypatch.chdir(tmp_path)
-    arguments = [name, *front.get(name, []), "nowhere", *extra.get(name, []), *after.get(name, [])]
+    arguments = [name.replace("_", "-"), *front.get(name, []), "nowhere", *extra.get(name, []), *after.get(name, [])]
     assert "nowhere" in refused(capsys, *arguments)
     assert list(tmp_path.iterdir()) == []
 

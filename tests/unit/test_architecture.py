@@ -86,3 +86,14 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
+
+
+def test_a_function_with_its_modules_name_stays_a_function():
+    code = (
+        "import importlib, types, coreclip.pipeline as p\n"
+        "names = [n for n in p.__all__ if p._MODULES[n].endswith('.' + n)]\n"
+        "modules = [importlib.import_module(p._MODULES[n]) for n in names]\n"
+        "assert {'append', 'convert', 'merge', 'split', 'verify'} <= set(names)\n"
+        "assert all(isinstance(getattr(p, n), types.FunctionType) for n in names)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -86,3 +86,23 @@ def test_quantiles_are_values_that_occur(tmp_path: Path) -> None:
     found = inspect(dataset)["image_width"]
     assert {found[name] for name in ("min", "p5", "p25", "median", "p75", "p95", "max")} <= widths
     assert found["mean"] == np.round(dataset.pairs["width"].mean(), 1)
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [("captions", [["a"], [], ["b"]]), ("captions", [["a"], None, ["b"]]), ("width", [1, None, 1])],
+)
+def test_a_table_with_gaps_is_refused(tmp_path: Path, column: str, values: list) -> None:
+    make_dataset(tmp_path / "data", 3).close()
+    table = pd.read_parquet(tmp_path / "data" / "pairs.parquet")
+    table.assign(**{column: values}).to_parquet(tmp_path / "data" / "pairs.parquet")
+    with pytest.raises(CoreclipError, match=rf"damaged: {column} has gaps"):
+        inspect(tmp_path / "data")
+
+
+def test_many_row_groups_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = make_dataset(tmp_path / "data", 11, captions_per_pair=(1, 2))
+    expected = inspect(dataset)
+    monkeypatch.setattr("coreclip.pipeline.rows._BATCH", 3)
+    dataset.pairs.to_parquet(tmp_path / "data" / "pairs.parquet", row_group_size=2)
+    assert inspect(tmp_path / "data") == expected

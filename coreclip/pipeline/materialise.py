@@ -1,0 +1,109 @@
+"""A subset of a data set as a data set of its own, its stored bytes copied: for another machine, another loader, a release.
+
+Training needs no copy, it takes the subset itself (``make_loader(subset=...)``).
+"""
+
+import os
+import time
+from typing import Any
+
+import numpy as np
+
+from coreclip.errors import CoreclipError
+from coreclip.pipeline.assemble import SHARD_BYTES, Part, assemble, check_space, layout_of
+from coreclip.pipeline.dataset import Dataset
+from coreclip.pipeline.publishing import derived_request, new_folder
+
+
+def materialise(
+    dataset: str | os.PathLike[str] | Dataset,
+    subset: Any,
+    out: str | os.PathLike[str],
+    *,
+    shard_bytes: int = SHARD_BYTES,
+) -> dict[str, Any]:
+    """Write the pairs of a subset as a new data set.
+
+    Image bytes, captions and tokens are copied as they are stored. The pairs keep the order of the data set, so that it
+    is read once from front to end, and are numbered anew; ``pairs.parquet`` gets the columns ``source_index`` (the index
+    in ``dataset``) and ``weight``. A column of the sources with such a name is called ``source_NAME`` then.
+
+    Parameters
+    ----------
+    dataset : path or Dataset
+    subset : int (k,), or an object with ``indices`` and perhaps ``weights`` and ``fingerprint``
+        An index that comes twice is stored once, with the sum of its weights.
+    out : path
+        The folder to make; must not exist.
+    shard_bytes : int
+        Image bytes at which a shard ends.
+
+    Returns
+    -------
+    dict
+        ``pairs``, ``of`` (pairs of the data set), ``shards``, ``shards_copied`` (as whole files), ``bytes_out``,
+        ``fingerprint``, ``seconds``.
+
+    Raises
+    ------
+    CoreclipError
+        For a subset of another data set, an ``out`` that exists, and a data set that is damaged.
+    """
+    start = time.monotonic()
+    opened = dataset if isinstance(dataset, Dataset) else Dataset(dataset)
+    indices, weights = checked_subset(subset, opened)
+    layout = layout_of(opened, shard_bytes)
+    distinct, place = np.unique(indices, return_inverse=True)
+    columns = {"source_index": distinct, "weight": np.bincount(place, weights, len(distinct))}
+    part = Part(dataset=opened, indices=distinct, columns=columns)
+    with new_folder(out) as folder:
+        check_space(out, [part])
+        request = derived_request("materialise", [opened], subset=getattr(subset, "method", None))
+        info = assemble(folder, [part], layout, request=request)
+    return {
+        "pairs": info["pairs"],
+        "of": opened.n,
+        "shards": len(info["shards"]),
+        "shards_copied": info["copied"],
+        "bytes_out": info["bytes_out"],
+        "fingerprint": info["fingerprint"],
+        "seconds": round(time.monotonic() - start, 3),
+    }
+
+
+def checked_subset(subset: Any, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices int64 (k,) and weights float64 (k,) of a subset, checked against the data set; None is all of it.
+
+    Raises
+    ------
+    CoreclipError
+        For a subset of another data set, an empty one, indices that are outside, and weights that are not finite or
+        are negative.
+    """
+    if subset is None:
+        return np.arange(dataset.n), np.ones(dataset.n)
+    fingerprint = getattr(subset, "fingerprint", None)
+    if fingerprint is not None and fingerprint != dataset.fingerprint:
+        raise CoreclipError(
+            f"the subset was chosen from data set {fingerprint}, {dataset.path} is {dataset.fingerprint}; "
+            "choose one from this data set"
+        )
+    indices = np.asarray(getattr(subset, "indices", subset))
+    if indices.ndim != 1 or indices.dtype.kind not in "iu" or not len(indices):
+        raise CoreclipError(
+            f"subset of type {indices.dtype} and shape {indices.shape} is not allowed: it must be a non-empty list of "
+            "integer indices; turn a mask into them with numpy.flatnonzero(mask)"
+        )
+    outside = (indices < 0) | (indices >= dataset.n)
+    if outside.any():
+        raise CoreclipError(
+            f"subset has the index {indices[outside][0]}, which is not in {dataset.path}: it must be 0 to {dataset.n - 1}"
+        )
+    weights = np.asarray(getattr(subset, "weights", np.ones(len(indices))))
+    allowed = weights.shape == indices.shape and weights.dtype.kind in "iuf"
+    if not allowed or not np.isfinite(weights).all() or (weights < 0).any():
+        raise CoreclipError(
+            f"the subset's weights, of type {weights.dtype} and shape {weights.shape}, are not allowed: one finite number "
+            "of at least 0 for each index"
+        )
+    return indices.astype(np.int64), weights.astype(np.float64)
