@@ -12,7 +12,6 @@ from typing import Any
 
 from coreclip.errors import CoreclipError
 from coreclip.pipeline.records import (
-    ImageReference,
     Record,
     Reject,
     SplitSource,
@@ -40,7 +39,7 @@ class CocoSource(SplitSource):
         """Yield one record per image in the order of ``images``, then the captions that belong to none."""
         images, annotations, licences = _load(self.table)
         captions: dict[Any, list[str]] = {}
-        known = {_id(image) for image in images}
+        known = {_id(image) for image in images} - {None}
         strays: list[Reject] = []
         for annotation in annotations:
             caption, image_id = _entry(annotation, "caption"), _entry(annotation, "image_id")
@@ -75,14 +74,13 @@ class CocoSource(SplitSource):
             )
         seen.add(image_id)
         try:
-            path = finder.find(name)
+            reference = finder.find(name)
         except TextProblem as problem:
             return Reject(self.table.name, key, problem.reason)
         columns: dict[str, Any] = {"coco_id": image_id}
         licence = licences.get(_entry(image, "license"))
         if licence is not None:
             columns["license"] = licence
-        reference = ImageReference(str(path), 0, path.stat().st_size)
         return Record(key, reference, captions.get(image_id, []), None, columns, self.table.name)
 
 

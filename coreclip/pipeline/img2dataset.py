@@ -32,10 +32,11 @@ class DownloadTable:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        kinds = (pa.types.is_string, pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
+        texts = (pa.types.is_string, pa.types.is_large_string)
+        kinds = (*texts, pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
         schema = _read(path, lambda: pq.read_schema(path))
         columns = [field.name for field in schema if any(holds(field.type) for holds in kinds)]
-        if not set(columns) >= _NEEDED:
+        if not all(any(holds(schema.field(name).type) for holds in texts) for name in _NEEDED):
             raise CoreclipError(f"{path} has keys that are not text; img2dataset writes text; remove the table")
         self._table: pa.Table = _read(path, lambda: pq.read_table(path, columns=columns)).combine_chunks()
         hashes = np.fromiter((hash(key.as_py()) for key in self._table["key"]), np.int64, self._table.num_rows)

@@ -104,8 +104,7 @@ class ParquetSource(SplitSource):
             return ImageReference(str(self.path.resolve()), number, size, access=f"parquet {self.image}")
         if not path:
             raise TextProblem("the row has no image: neither bytes nor a path")
-        found = finder.find(path)
-        return ImageReference(str(found), 0, found.stat().st_size)
+        return finder.find(path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import csv
 import itertools
 import json
 import os
+import stat
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator
@@ -103,8 +104,7 @@ class TableSource(SplitSource):
         with contextlib.ExitStack() as files:
             buckets = [files.enter_context(tempfile.TemporaryFile("w+", encoding="ascii")) for _ in range(n_buckets)]
             for number, row in wanted:
-                kept = {k: v for k, v in row.items() if v is None or isinstance(v, str | int | float | list)}
-                buckets[(number - start) // _GROUPS_AT_ONCE].write(json.dumps(kept, default=_not_json) + "\n")
+                buckets[(number - start) // _GROUPS_AT_ONCE].write(json.dumps(row, default=_not_json) + "\n")
             for bucket in buckets:
                 bucket.seek(0)
                 yield from self._gather(json.loads(line) for line in bucket)
@@ -156,10 +156,9 @@ class TableSource(SplitSource):
         try:
             if group.problem:
                 raise TextProblem(group.problem)
-            path = finder.find(group.name)
+            image = finder.find(group.name)
         except TextProblem as problem:
             return Reject(self.table.name, group.name, problem.reason)
-        image = ImageReference(str(path), 0, path.stat().st_size)
         return Record(group.name, image, group.captions, None, group.columns, self.table.name)
 
 
@@ -176,7 +175,15 @@ def _number_groups(hashes: np.ndarray) -> np.ndarray:
 
 
 def _not_json(value: Any) -> dict[str, str]:
-    return {"type": type(value).__name__}  # neither text nor a list of texts, so refused as a caption
+    return {"type": type(value).__name__}  # refused as a caption and left out as a column, as the value itself would be
+
+
+def _whole_file(path: str) -> ImageReference | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return ImageReference(path, 0, status.st_size) if stat.S_ISREG(status.st_mode) else None
 
 
 class ImageFinder:
@@ -189,37 +196,39 @@ class ImageFinder:
     """
 
     def __init__(self, beside: Path, folder: Path) -> None:
-        self._folders, self._below = (beside, folder), folder
+        self._folders = (os.path.realpath(beside), os.path.realpath(folder))
+        self._below = folder
 
-    def find(self, name: str) -> Path:
-        """Return a regular file, or raise :class:`TextProblem`."""
+    def find(self, name: str) -> ImageReference:
+        """Return a regular file's whole content, or raise :class:`TextProblem`."""
         if "\0" in name or len(os.fsencode(name)) > 4096:
             raise TextProblem("its name of an image can't be a path")
         for directory in self._folders:
-            path = (directory / name).resolve()
-            if path.is_file():
-                return path
+            reference = _whole_file(os.path.join(directory, name))
+            if reference is not None:
+                return reference
         # What the table says of folders must hold too: 1.jpg of another class is another picture.
         wanted = Path(os.path.normpath(name)).parts
-        found = [path for path in self._named(Path(name).name) if path.parts[-len(wanted) :] == wanted]
+        named = self._named(Path(name).name)
+        found = [image for image in named if Path(image.path).parts[-len(wanted) :] == wanted]
         if len(found) != 1:
             what = "no file of this name" if not found else f"{len(found)} files of this name, which one is not clear,"
             raise TextProblem(f"{what} beside the table or below {self._below.name or self._below}")
         return found[0]
 
-    def _named(self, name: str) -> list[Path]:
+    def _named(self, name: str) -> list[ImageReference]:
         """Return the files below the folder that have exactly this name."""
         directories, hashes, places = self._files
         first, behind = np.searchsorted(hashes, hash(name)), np.searchsorted(hashes, hash(name), "right")
-        paths = [Path(directories[place], name) for place in places[first:behind].tolist()]
-        return [path.resolve() for path in paths if path.is_file() and not path.is_symlink()]
+        paths = [os.path.join(directories[place], name) for place in places[first:behind].tolist()]
+        return [image for path in paths if not os.path.islink(path) and (image := _whole_file(path)) is not None]
 
     @cached_property
     def _files(self) -> tuple[list[str], np.ndarray, np.ndarray]:
         """The directories, and sorted hashes of file names with each one's directory: 12 bytes for each file."""
         directories: list[str] = []
         hashes, places = array("q"), array("I")
-        for directory, name in walk_files(self._below):
+        for directory, name in walk_files(Path(self._folders[1])):
             if not directories or directories[-1] != directory:
                 directories.append(directory)
             hashes.append(hash(name))

@@ -14,7 +14,7 @@ _ZEROS = bytes(BLOCK)
 _MAX_EXTENDED = 1 << 20  # bytes of a long name or of pax records
 _PLAIN_FILES = b"0\07"
 _WITHOUT_DATA = b"123456"
-_WINDOW = 8192
+_FAR, _NEAR = 1 << 16, 2048
 
 ReadAt = Callable[[int, int], bytes]
 Member = tuple[str, int, int]
@@ -43,20 +43,16 @@ def walk(read_at: ReadAt, size: int) -> Iterator[Member]:
     ArchiveEnds
         Unless the archive ends with its end marker. A last member that is cut short is yielded before.
     """
+    window = _Window(read_at)
     offset, last = 0, ""
-    window, window_start = b"", 0
     while True:
-        at = offset - window_start
-        header = window[at : at + BLOCK] if at >= 0 else b""
-        if len(header) < BLOCK:
-            window, window_start = read_at(offset, _WINDOW), offset
-            header = window[:BLOCK]
+        header = window.read(offset, BLOCK)
         if header == _ZEROS:
             return
         if len(header) < BLOCK:
-            raise ArchiveEnds(_cut_short(last, window, offset))
+            raise ArchiveEnds(_cut_short(last, header, offset))
         try:
-            member, offset = _plain(header, offset) or _extended(read_at, header, offset, size)
+            member, offset = _plain(header, offset) or _extended(window, header, offset, size)
         except _BadHeader:
             raise ArchiveEnds(_damaged(last, header, offset)) from None
         if member is not None:
@@ -64,6 +60,22 @@ def walk(read_at: ReadAt, size: int) -> Iterator[Member]:
             yield member
         if offset > size:
             raise ArchiveEnds(f"the archive is cut short after the start of {last or 'its first member'}")
+
+
+class _Window:
+    """Reads ahead, far where headers follow each other closely and little where large images lie between them."""
+
+    def __init__(self, read_at: ReadAt) -> None:
+        self._read_at = read_at
+        self._data, self._start = b"", 0
+
+    def read(self, offset: int, n_bytes: int) -> bytes:
+        at = offset - self._start
+        if at >= 0 and at + n_bytes <= len(self._data):
+            return self._data[at : at + n_bytes]
+        ahead = _FAR if at < 2 * _FAR else _NEAR
+        self._data, self._start = self._read_at(offset, max(n_bytes, ahead)), offset
+        return self._data[:n_bytes]
 
 
 def _cut_short(last: str, start: bytes, offset: int) -> str:
@@ -99,50 +111,50 @@ def _plain(header: bytes, offset: int) -> tuple[Member | None, int] | None:
     return (name, data, n_bytes), data + _padded(n_bytes)
 
 
-def _extended(read_at: ReadAt, header: bytes, offset: int, size: int) -> tuple[Member | None, int]:
+def _extended(window: _Window, header: bytes, offset: int, size: int) -> tuple[Member | None, int]:
     """Read the headers of one member that begins at ``offset`` with a long name, pax records or something else."""
     kind, start, name, n_bytes = header[156:157], offset, "", -1
     if kind == b"g":
-        if _has(_pax(_data(read_at, header, offset)), "path", "size", "hdrcharset", "GNU.sparse"):
+        if _has(_pax(_data(window, header, offset)), "path", "size", "hdrcharset", "GNU.sparse"):
             raise ArchiveEnds("the archive's global pax header renames its members; pack it again with plain tar")
         return None, offset + BLOCK + _padded(_number(header[124:136]))
     if kind in (b"L", b"K"):
         while kind in (b"L", b"K"):
             if kind == b"L":
-                name = _data(read_at, header, offset).partition(b"\0")[0].decode("utf-8", "surrogateescape")
-            offset, header = _next_header(read_at, header, offset)
+                name = _data(window, header, offset).partition(b"\0")[0].decode("utf-8", "surrogateescape")
+            offset, header = _next_header(window, header, offset)
             kind = header[156:157]
     elif kind in (b"x", b"X"):
-        records = _pax(_data(read_at, header, offset))
+        records = _pax(_data(window, header, offset))
         if _has(records, "hdrcharset", "GNU.sparse"):
-            return _by_tarfile(read_at, start, size)
+            return _by_tarfile(window, start, size)
         name = records.get("path", "").rstrip("/")
         n_bytes = _number_of_pax(records["size"]) if "size" in records else -1
-        offset, header = _next_header(read_at, header, offset)
+        offset, header = _next_header(window, header, offset)
     kind = header[156:157]
     if kind in (b"1", b"2", b"3", b"4", b"5", b"6") and n_bytes < 0:
         return None, offset + BLOCK
     if kind not in (b"0", b"7"):
-        return _by_tarfile(read_at, start, size)
+        return _by_tarfile(window, start, size)
     n_bytes = n_bytes if n_bytes >= 0 else _number(header[124:136])
     data = offset + BLOCK
     return (name or _name(header), data, n_bytes), data + _padded(n_bytes)
 
 
-def _next_header(read_at: ReadAt, header: bytes, offset: int) -> tuple[int, bytes]:
+def _next_header(window: _Window, header: bytes, offset: int) -> tuple[int, bytes]:
     offset += BLOCK + _padded(_number(header[124:136]))
-    header = read_at(offset, BLOCK)
+    header = window.read(offset, BLOCK)
     if len(header) < BLOCK:
         raise _BadHeader
     _check_sum(header)
     return offset, header
 
 
-def _data(read_at: ReadAt, header: bytes, offset: int) -> bytes:
+def _data(window: _Window, header: bytes, offset: int) -> bytes:
     n_bytes = _number(header[124:136])
     if n_bytes > _MAX_EXTENDED:
         raise _BadHeader
-    data = read_at(offset + BLOCK, n_bytes)
+    data = window.read(offset + BLOCK, n_bytes)
     if len(data) < n_bytes:
         raise _BadHeader
     return data
@@ -166,10 +178,10 @@ def _has(records: dict[str, str], *prefixes: str) -> bool:
     return any(key.startswith(prefixes) for key in records)
 
 
-def _by_tarfile(read_at: ReadAt, start: int, size: int) -> tuple[Member | None, int]:
+def _by_tarfile(window: _Window, start: int, size: int) -> tuple[Member | None, int]:
     """Let ``tarfile`` read the one member that begins at ``start``."""
     try:
-        with tarfile.open(fileobj=_View(read_at, start, size), mode="r:") as archive:
+        with tarfile.open(fileobj=_View(window, start, size), mode="r:") as archive:
             info = archive.next()
             end = archive.offset
     except tarfile.TarError:
@@ -183,14 +195,14 @@ def _by_tarfile(read_at: ReadAt, start: int, size: int) -> tuple[Member | None, 
 class _View(io.RawIOBase):
     """What ``tarfile`` needs of a file, over ``read_at``."""
 
-    def __init__(self, read_at: ReadAt, start: int, size: int) -> None:
-        self._read_at, self._at, self._size = read_at, start, size
+    def __init__(self, window: _Window, start: int, size: int) -> None:
+        self._window, self._at, self._size = window, start, size
 
     def read(self, n_bytes: int = -1, /) -> bytes:
         n_bytes = self._size - self._at if n_bytes < 0 else n_bytes
         if n_bytes > _MAX_EXTENDED:
             raise _BadHeader
-        data = self._read_at(self._at, n_bytes)
+        data = self._window.read(self._at, n_bytes)
         self._at += len(data)
         return data
 
@@ -207,17 +219,18 @@ class _View(io.RawIOBase):
 
 
 def _check_sum(header: bytes) -> None:
+    field = header[148:156]
+    # The low half of Adler-32 is 1 + the sum of the bytes (modulo 65521), twenty times as fast as sum().
+    total = (adler32(header) & 0xFFFF) - 1 - sum(field) + 256
     try:
-        stored = int(header[148:156].partition(b"\0")[0].strip() or b"0", 8)
+        if field[:6].isdigit() and int(field[:6], 8) == total:
+            return
+        stored = int(field.partition(b"\0")[0].strip() or b"0", 8)
     except ValueError:
         raise _BadHeader from None
-    # The low half of Adler-32 is 1 + the sum of the bytes, exact for 256 of them, and ten times as fast as sum().
-    total = (adler32(header[:256]) & 0xFFFF) + (adler32(header[256:]) & 0xFFFF) - 2
-    field = header[148:156]
-    if stored == total - sum(field) + 256:
-        return
-    signed = sum(byte - 256 * (byte > 127) for byte in header[:148] + header[156:]) + 256  # of some old writers
-    if stored != signed:
+    others = header[:148] + header[156:]
+    signed = sum(byte - 256 * (byte > 127) for byte in others)  # of some old writers
+    if stored - 256 not in (sum(others), signed):
         raise _BadHeader
 
 
@@ -231,6 +244,8 @@ def _name(header: bytes) -> str:
 def _number(field: bytes) -> int:
     """Read an octal number, or one of base 256 in the way of GNU."""
     try:
+        if field[11] == 0 and field[:11].isdigit():  # as nearly all writers have it
+            return int(field[:11], 8)
         base_256 = field[0] == 0x80
         value = int.from_bytes(field[1:], "big") if base_256 else int(field.partition(b"\0")[0].strip() or b"0", 8)
     except ValueError:

@@ -12,31 +12,9 @@ import pandas as pd
 import pytest
 
 from coreclip.errors import CoreclipError
-from coreclip.pipeline.records import Record, Reject, read_image
-from coreclip.pipeline.sources import find_sources, scan
-
-
-def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return path
-
-
-def read(source, captions=None, class_names=None, template="{}") -> tuple[list[Record], list[Reject]]:
-    items = [
-        item
-        for found in find_sources([source], captions, class_names)
-        for item in scan(found, class_names, template)
-    ]  # fmt: skip
-    return [item for item in items if isinstance(item, Record)], [item for item in items if isinstance(item, Reject)]
-
-
-def reasons(rejects: list[Reject]) -> dict[str, str]:
-    return {reject.key: reject.reason for reject in rejects}
-
+from coreclip.pipeline.records import read_image
+from coreclip.pipeline.sources import find_sources
+from tests.sources import read, reasons, write_tar
 
 # WebDataset
 
