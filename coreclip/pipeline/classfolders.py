@@ -1,9 +1,10 @@
 """Class folders ``ROOT/CLASS/NAME.jpg``, numbered by name as torchvision's ImageFolder does.
 
-The folder directly below ROOT is the class, however deep an image lies below that. Left out: links to folders.
+The folder directly below ROOT is the class, however deep an image lies below that. Left out: links.
 """
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from coreclip.pipeline.records import (
 )
 from coreclip.pipeline.tars import order_classes
 
-_SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
+_SPLIT = re.compile(r"(train|training|val|valid|validation|dev|test|testing)[-_]?\d*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class ClassFolderSource(SplitSource):
     def _images(self) -> Iterator[str]:
         """Yield the path of every image that lies in a folder of the root."""
         for directory, name in walk_files(self.root):
-            if name.lower().endswith(IMAGE_SUFFIXES) and not os.path.samefile(directory, self.root):
+            if name.lower().endswith(IMAGE_SUFFIXES) and directory != os.fspath(self.root):
                 yield os.path.join(directory, name)
 
 
@@ -77,7 +78,7 @@ def open_class_folder(root: Path, class_names: list[str] | None) -> ClassFolderS
     folders = {path.name for path in root.iterdir() if path.is_dir() and _holds_image(path)}
     if len(folders) < (2 if class_names is None else 1):
         return None
-    if {folder.lower() for folder in folders} <= _SPLITS:
+    if all(_SPLIT.fullmatch(folder) for folder in folders):
         first = sorted(folders)[0]
         raise CoreclipError(
             f"the folders of {root} ({', '.join(sorted(folders))}) are splits, not classes; name one of them: {root / first}"

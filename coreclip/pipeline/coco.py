@@ -84,6 +84,20 @@ class CocoSource(SplitSource):
         return Record(key, reference, captions.get(image_id, []), None, columns, self.table.name)
 
 
+def find_captions(folder: Path, files: list[Path]) -> list[Path]:
+    """Return the captions files of a folder: within it (``files``), in its ``annotations``, or beside it by its name."""
+    below, beside = folder / "annotations", folder.resolve().parent
+    named = f"captions_{folder.resolve().name}.json"
+    for found in (
+        [path for path in files if path.name.startswith("captions") and path.suffix == ".json"],
+        sorted(below.glob("captions_*.json")),
+        [path for path in (beside / "annotations" / named, beside / named) if path.is_file()],
+    ):
+        if found:
+            return found
+    return []
+
+
 def find_images(table: Path) -> Path:
     """Return the folder of the images of a captions file: the one that COCO's name tells, else its own, else its parent's.
 

@@ -359,8 +359,9 @@ def _fetch(url: str, file: RemoteFile | None, cache: Path | None) -> TarSource:
     copy, note = cache / f"{name}.tar", cache / f"{name}.json"
     with _waiting_lock(cache / f"{name}.lock"):
         known = read_json(note, "note of a fetched archive") if note.is_file() and copy.is_file() else {}
-        whole = known.get("size") == (copy.stat().st_size if copy.is_file() else None)
-        if not whole or {k: known.get(k) for k in described} != described:
+        sizes = {known.get("size"), copy.stat().st_size if copy.is_file() else None}
+        sizes |= {file.size} if file is not None and file.size >= 0 else set()
+        if len(sizes) > 1 or None in sizes or {k: known.get(k) for k in described} != described:
             note.unlink(missing_ok=True)
             with atomic_path(copy) as temporary:
                 _download(url, file, temporary)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from coreclip.errors import CoreclipError
 from coreclip.pipeline.classfolders import open_class_folder
-from coreclip.pipeline.coco import CocoSource, find_images
+from coreclip.pipeline.coco import CocoSource, find_captions, find_images
 from coreclip.pipeline.datasets import BetonSource, open_dataset
 from coreclip.pipeline.idx import find_labels
 from coreclip.pipeline.parquets import find_image_column, open_parquet
@@ -211,14 +211,14 @@ def _open_folder(folder: Path, class_names: list[str] | None) -> _Found:
         if chosen:
             return {name: source for path in chosen for name, source in _open(path, class_names).items()}
     tables = [path for path in files if path.suffix.lower() in TABLE_SUFFIXES]
-    coco = [path for path in files if path.suffix.lower() == ".json" and path.name.startswith("captions")]
+    coco = find_captions(folder, files)
     if len(tables) + len(coco) > 1:
         names = ", ".join(table.name for table in tables + coco)
         raise CoreclipError(f"{folder} holds {len(tables + coco)} tables ({names}); name one with --captions TABLE")
     if tables:
         return {str(tables[0]): TableSource(tables[0], folder)}
     if coco:
-        return {str(coco[0]): CocoSource(coco[0], folder)}
+        return {str(coco[0]): CocoSource(coco[0], find_images(coco[0]) if coco[0].parent != folder else folder)}
     if any("idx3" in path.name for path in files):
         raise CoreclipError(f"{folder} holds IDX files; name the NAME-images-idx3-ubyte.gz file itself")
     classes = open_class_folder(folder, class_names)
@@ -230,8 +230,8 @@ def _open_folder(folder: Path, class_names: list[str] | None) -> _Found:
 def _image_parquets(folder: Path, files: list[Path]) -> list[Path]:
     """Return the parquet files with images in a folder, or in its ``data`` as on the Hugging Face hub."""
     deeper = sorted((folder / "data").glob("*.parquet")) if (folder / "data").is_dir() else []
-    found = [path for path in files or deeper if path.suffix == ".parquet" and find_image_column(path) is not None]
-    found = found or [path for path in deeper if find_image_column(path) is not None]
+    own = [path for path in files if path.suffix.lower() == ".parquet" and find_image_column(path) is not None]
+    found = own or [path for path in deeper if find_image_column(path) is not None]
     splits = sorted({match[1].lower() for path in found if (match := _SPLIT.search(path.name))})
     if len(splits) > 1:
         raise CoreclipError(

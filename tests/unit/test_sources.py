@@ -303,6 +303,11 @@ def test_idx_gives_pixels_labels_and_captions_of_a_template(idx):
     assert [reject.reason for reject in rejects] == ["class 7 is not one of the 2 classes that have names"]
 
 
+def test_parts_of_an_idx_make_the_whole(idx):
+    (source,) = find_sources([idx], class_names=["cat"])
+    assert_parts_make_the_whole(source)
+
+
 def test_idx_needs_class_names(idx):
     with pytest.raises(CoreclipError, match="--classes"):
         find_sources([idx])

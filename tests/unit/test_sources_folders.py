@@ -61,8 +61,8 @@ def test_a_class_that_appears_between_finding_and_scanning_is_a_reject(tmp_path)
 
 
 def test_folders_of_splits_are_no_classes(tmp_path):
-    make_files(tmp_path, "train/dog/a.jpg", "val/dog/a.jpg")
-    with pytest.raises(CoreclipError, match=r"\(train, val\) are splits, not classes; name one of them: .*train"):
+    make_files(tmp_path, "train/dog/a.jpg", "val2017/dog/a.jpg")
+    with pytest.raises(CoreclipError, match=r"\(train, val2017\) are splits, not classes; name one of them: .*train"):
         find_sources([tmp_path])
 
 
@@ -106,7 +106,7 @@ def coco(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("named", ["json", "folder and json", "folder"])
+@pytest.mark.parametrize("named", ["json", "folder and json", "folder", "folder beside", "root"])
 def test_coco_gives_each_image_its_captions(coco, named):
     table = coco / "annotations" / "captions_val2017.json"
     if named == "json":
@@ -114,6 +114,8 @@ def test_coco_gives_each_image_its_captions(coco, named):
         assert_parts_make_the_whole(find_sources([table])[0])
     elif named == "folder and json":
         records, rejects = read(coco / "val2017", captions=table)
+    elif named in ("folder beside", "root"):
+        records, rejects = read(coco if named == "root" else coco / "val2017")
     else:
         table.rename(coco / "val2017" / table.name)
         records, rejects = read(coco / "val2017")
