@@ -176,7 +176,8 @@ def _cells(path: str, column: str) -> _Cells:
 def _open(path: Path) -> "pq.ParquetFile":
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(path, buffer_size=_BUFFER_BYTES)  # with a buffer, a row group is not read as a whole
+    # With a buffer and nothing fetched ahead, a row group is read page by page.
+    return pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False)
 
 
 def _is_binary(kind: "pa.DataType") -> bool:

@@ -14,6 +14,7 @@ _ZEROS = bytes(BLOCK)
 _MAX_EXTENDED = 1 << 20  # bytes of a long name or of pax records
 _PLAIN_FILES = b"0\07"
 _WITHOUT_DATA = b"123456"
+_TELLING = (b"path=", b"size=", b"hdrcharset", b"GNU.sparse")
 _FAR, _NEAR = 1 << 16, 2048
 
 ReadAt = Callable[[int, int], bytes]
@@ -125,7 +126,9 @@ def _extended(window: _Window, header: bytes, offset: int, size: int) -> tuple[M
             offset, header = _next_header(window, header, offset)
             kind = header[156:157]
     elif kind in (b"x", b"X"):
-        records = _pax(_data(window, header, offset))
+        data = _data(window, header, offset)
+        # Many writers give every member records of its time alone.
+        records = _pax(data) if any(key in data for key in _TELLING) else {}
         if _has(records, "hdrcharset", "GNU.sparse"):
             return _by_tarfile(window, start, size)
         name = records.get("path", "").rstrip("/")

@@ -14,7 +14,7 @@ import pytest
 from coreclip.errors import CoreclipError
 from coreclip.pipeline.records import read_image
 from coreclip.pipeline.sources import find_sources
-from tests.sources import read, reasons, write_tar
+from tests.sources import assert_parts_make_the_whole, read, reasons, write_tar
 
 # WebDataset
 

@@ -132,3 +132,31 @@ def test_a_file_that_is_damaged_behind_its_schema_is_named(tmp_path):
 def test_a_row_that_is_gone_gives_no_bytes(tmp_path):
     path = write(tmp_path / "a.parquet", {"image": images(2), "text": ["a", "b"]}, kinds={"image": IMAGE})
     assert read_image(ImageReference(str(path), 2, 10, access="parquet image")) == b""
+
+
+def test_a_row_group_of_any_size_is_read_page_by_page(tmp_path):
+    n, size = 2000, 15_000
+    content = [bytes([i % 251]) * size for i in range(n)]
+    table = pa.table({"image": pa.array(content), "text": ["text"] * n})
+    path = tmp_path / "a.parquet"
+    pq.write_table(
+        table,
+        path,
+        row_group_size=n,
+        use_dictionary=False,
+        compression="none",
+        data_page_size=1 << 16,
+        write_batch_size=4,
+    )
+    del table
+    before = pa.total_allocated_bytes()
+    (source,) = find_sources([path])
+    images, peak = [], 0
+    for record in source.scan():
+        images.append(record.image)
+        peak = max(peak, pa.total_allocated_bytes() - before)
+    for i in (0, 1, 2, 1000, 1999, 5):
+        assert read_image(images[i]) == content[i]
+        peak = max(peak, pa.total_allocated_bytes() - before)
+    assert path.stat().st_size > 30e6
+    assert peak < 6e6
