@@ -7,6 +7,7 @@ image is ever read beside another's text. Left out: remote tables, credentials o
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import http.client
@@ -321,6 +322,8 @@ def _with_retries(url: str, attempt: Callable[[], _T], clean_up: Callable[[], No
             return attempt()
         except (_Transient, OSError, http.client.HTTPException) as error:
             clean_up()
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise  # the disk of the cache, not the server
             if left == 0:
                 cause = str(error) or type(error).__name__
                 raise CoreclipError(

@@ -198,7 +198,7 @@ def _open_idx(path: Path, class_names: list[str] | None) -> Source:
 
 
 def _open_folder(folder: Path, class_names: list[str] | None) -> _Found:
-    if (folder / "dataset.json").is_file():
+    if (folder / "dataset.json").is_file() and any(folder.glob("*.beton")):  # others call tables so too
         return {str(folder): open_dataset(folder)}
     files = sorted(path for path in folder.iterdir() if path.is_file())
     for chosen in (

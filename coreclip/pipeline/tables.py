@@ -14,7 +14,7 @@ import tempfile
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -141,10 +141,9 @@ class TableSource(SplitSource):
         groups[same] = _Group(name, list(captions), columns, problem)
 
     def _find_column(self, row: dict[str, Any], allowed: tuple[str, ...], what: str) -> str:
-        by_lower = {column.lower().strip(): column for column in reversed(row)}
-        for name in allowed:
-            if name in by_lower:
-                return by_lower[name]
+        column = _match(tuple(row), allowed)
+        if column is not None:
+            return column
         if self.table.suffix.lower() == ".jsonl":
             return allowed[0]  # lines may differ, so that this one lacks it says nothing about the others
         raise CoreclipError(
@@ -160,6 +159,13 @@ class TableSource(SplitSource):
         except TextProblem as problem:
             return Reject(self.table.name, group.name, problem.reason)
         return Record(group.name, image, group.captions, None, group.columns, self.table.name)
+
+
+@lru_cache(maxsize=64)
+def _match(columns: tuple[str, ...], allowed: tuple[str, ...]) -> str | None:
+    """Return the column that has the first of the allowed names, whatever its case."""
+    by_lower = {column.lower().strip(): column for column in reversed(columns)}
+    return next((by_lower[name] for name in allowed if name in by_lower), None)
 
 
 def _number_groups(hashes: np.ndarray) -> np.ndarray:

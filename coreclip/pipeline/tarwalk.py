@@ -126,9 +126,9 @@ def _extended(window: _Window, header: bytes, offset: int, size: int) -> tuple[M
             offset, header = _next_header(window, header, offset)
             kind = header[156:157]
     elif kind in (b"x", b"X"):
-        data = _data(window, header, offset)
+        stored = _data(window, header, offset)
         # Many writers give every member records of its time alone.
-        records = _pax(data) if any(key in data for key in _TELLING) else {}
+        records = _pax(stored) if any(key in stored for key in _TELLING) else {}
         if _has(records, "hdrcharset", "GNU.sparse"):
             return _by_tarfile(window, start, size)
         name = records.get("path", "").rstrip("/")

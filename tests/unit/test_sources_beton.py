@@ -205,3 +205,11 @@ def test_what_a_json_field_may_hold(stored, expected, monkeypatch, dataset):
 def test_the_images_are_those_that_were_written(dataset):
     records, _ = read(dataset.path)
     assert read_image(records[1].image) == encode_jpeg(make_pixels(1, 56, 40))
+
+
+def test_folders_of_files_are_read_in_order(dataset, tmp_path):
+    (tmp_path / "loose").mkdir()
+    for number in (2, 1):
+        (dataset.path / f"0000{number}.beton").rename(tmp_path / "loose" / f"0000{number}.beton")
+    records, _ = read(tmp_path / "loose")
+    assert [record.columns["index"] for record in records] == [*range(5, 12)]

@@ -153,3 +153,9 @@ def test_another_file_and_too_many_parts_are_refused(tmp_path, monkeypatch):
 def test_a_record_that_is_damaged_after_the_scan_gives_no_bytes(tmp_path):
     path = write(tmp_path / "a.rec", b"garbage!")
     assert read_image(ImageReference(str(path), 0, 10, access="recordio")) == b""
+
+
+def test_a_folder_of_recordio_files_is_read_in_order(rec):
+    write(rec.with_name("b.rec"), packed(b"last", 1, 99))
+    records, _ = read(rec.parent, class_names=["cat", "dog"])
+    assert [record.columns["record_id"] for record in records] == [*range(10, 16), 99]

@@ -45,6 +45,9 @@ class Server(http.server.ThreadingHTTPServer):
         self.redirect = ""
         self.url = f"http://127.0.0.1:{self.server_port}"
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing of connections that a test resets."""
+
 
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -348,6 +351,14 @@ def test_ranges_without_a_validator_are_not_trusted(archive, server, tmp_path):
     (source,) = find_sources([archive], cache=tmp_path / "mine")
     assert [path.suffix for path in sorted((tmp_path / "mine").glob("*.tar"))] == [".tar"]
     assert source.identity()[0]["path"] == archive
+
+
+def test_a_full_disk_is_no_failure_of_the_server(archive, server):
+    file = remote.probe(archive)
+    server.log.clear()
+    with pytest.raises(OSError, match="No space left"):
+        remote._download(archive, file, Path("/dev/full"))
+    assert len(server.log) == 1
 
 
 # Other URLs

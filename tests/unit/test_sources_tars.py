@@ -90,6 +90,12 @@ def test_parts_of_a_damaged_archive_report_the_damage_once(tmp_path):
     assert_parts_make_the_whole(source)
 
 
+def test_a_source_has_one_part_or_more(tmp_path):
+    (source,) = find_sources([write_tar(tmp_path / "a.tar", [("1.jpg", b"i"), ("1.txt", b"t")])])
+    with pytest.raises(ValueError, match="parts = 0"):
+        source.split(0)
+
+
 # Class folders within an archive
 
 
