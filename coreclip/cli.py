@@ -148,11 +148,17 @@ def _root(
 @app.command(rich_help_panel=_PIPELINE)
 def convert(
     sources: Annotated[
-        list[str], typer.Argument(help="WebDataset .tar, folder, captions table or IDX .gz.", show_default=False)
+        list[str],
+        typer.Argument(
+            help="WebDataset .tar (also img2dataset's; a folder, pattern or URL of them), folder with captions (csv, tsv, jsonl, "
+            "parquet, COCO json), class folders or a .tar of them, Hugging Face parquet, .tfrecord, MXNet .rec, IDX .gz, "
+            ".beton, DATASET.",
+            show_default=False,
+        ),
     ],
     dataset: Annotated[Path, typer.Argument(help="Directory to make.", show_default=False)],
     captions: Annotated[
-        Path | None, typer.Option(help="Captions table (csv, tsv, jsonl, parquet) of a folder.")
+        Path | None, typer.Option(help="Captions (csv, tsv, jsonl, parquet, COCO json) of a folder.")
     ] = None,
     classes: Annotated[
         str | None, typer.Option(help="Class names of labels 0, 1, ...: a file with one a line, or a,b,c.")

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from coreclip.errors import CoreclipError
-from coreclip.pipeline.records import ImageReference, Record, Reject, file_identity, unpacked
+from coreclip.pipeline.records import ImageReference, Record, Reject, SplitSource, file_identity, unpacked
 
 _IMAGES_MAGIC, _LABELS_MAGIC = 0x803, 0x801
 
 
 @dataclass(frozen=True)
-class IdxSource:
+class IdxSource(SplitSource):
     """A file of images with its file of labels, found by name."""
 
     images: Path
@@ -34,10 +34,10 @@ class IdxSource:
         if size == 0:
             raise CoreclipError(f"{self.images} holds images of {height} x {width} pixels; they must have some")
         whole = min(n, len(pixels) // size, len(labels))
-        for i in range(whole):
-            image = ImageReference(path, 16 + i * size, size, height, width)
+        for i in range(*self.part.bounds(whole)):
+            image = ImageReference(path, 16 + i * size, size, height, width, 1, "unpacked")
             yield Record(f"{i:08d}", image, [], int(labels[i]), {}, self.images.name)
-        if whole < n:
+        if whole < n and self.part.is_last:
             yield Reject(self.images.name, "", f"{n} images are announced, but only {whole} have pixels and a label")
 
 

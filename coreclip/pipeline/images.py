@@ -134,6 +134,18 @@ def prepare_grey(pixels: bytes, height: int, width: int, *, max_side: int | None
     return _store(Image.fromarray(np.frombuffer(pixels, dtype=np.uint8).reshape(height, width)), max_side, quality)
 
 
+def prepare_pixels(
+    pixels: bytes, height: int, width: int, channels: int, *, max_side: int | None, quality: int
+) -> PreparedImage:
+    """Return what to store for unencoded pixels: grey, uint8 (height, width), or RGB, uint8 (height, width, 3)."""
+    if channels == 1:
+        return prepare_grey(pixels, height, width, max_side=max_side, quality=quality)
+    if len(pixels) != height * width * 3:
+        raise ImageRejected(f"{len(pixels)} of {height * width * 3} bytes of pixels are there")
+    _check_size(width, height, _LARGEST_SIDE**2)
+    return _store(Image.fromarray(np.frombuffer(pixels, dtype=np.uint8).reshape(height, width, 3)), max_side, quality)
+
+
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width == 0 or height == 0:
         raise ImageRejected(f"the image has {width} x {height} pixels")

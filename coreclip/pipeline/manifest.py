@@ -182,7 +182,8 @@ def read_captions(parts: Sequence[Path]) -> Iterator[str]:
 def _schema() -> "pa.Schema":
     import pyarrow as pa
 
-    image = [("path", pa.string()), *((name, pa.int64()) for name in ("offset", "size", "height", "width"))]
+    numbers = ("offset", "size", "height", "width", "channels")
+    image = [("path", pa.string()), *((name, pa.int64()) for name in numbers), ("access", pa.string())]
     return pa.schema(
         {
             "key": pa.string(),

@@ -4,23 +4,38 @@ Rows of one image become one pair. Formats: csv (RFC 4180), tsv (one line a row;
 parquet. Values of csv and tsv stay text. Left out: images within the table, and annotations nested as COCO's are.
 """
 
+import contextlib
 import csv
+import itertools
 import json
 import os
 import stat
-from collections.abc import Iterator
+import tempfile
+from array import array
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from coreclip.errors import CoreclipError
-from coreclip.pipeline.records import FolderDigest, ImageReference, Record, Reject, TextProblem, file_identity
+from coreclip.pipeline.records import (
+    CAPTION_NAMES,
+    ImageReference,
+    Record,
+    Reject,
+    SplitSource,
+    TextProblem,
+    file_identity,
+    images_identity,
+    walk_files,
+)
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 IMAGE_COLUMNS = ("image", "file", "filename", "filepath", "path", "image_path", "file_name")
-CAPTION_COLUMNS = ("caption", "captions", "text", "title")
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+_GROUPS_AT_ONCE = 1 << 18
 
 _Row = dict[str, Any] | Reject
 
@@ -36,7 +51,7 @@ class _Group:
 
 
 @dataclass(frozen=True)
-class TableSource:
+class TableSource(SplitSource):
     """A captions table and the folder that holds its images."""
 
     table: Path
@@ -44,32 +59,74 @@ class TableSource:
 
     def identity(self) -> list[dict[str, Any]]:
         """Return the table's size and modification time, and a digest of those of all images below the folder."""
-        digest = FolderDigest()
-        for directory, name in _walk(self.folder):
-            if name.lower().endswith(_IMAGE_SUFFIXES):
-                path = os.path.join(directory, name)
-                digest.add(os.path.relpath(path, self.folder), os.stat(path))
-        folder = {"path": str(self.folder.resolve()), "size": digest.size, "files": digest.count}
-        return [file_identity(self.table), {**folder, "digest": digest.hexdigest()}]
+        return [file_identity(self.table), images_identity(self.folder)]
 
     def scan(self) -> Iterator[Record | Reject]:
-        """Yield one record per image in the order of its first row, after the rows that can't be read."""
-        groups: dict[str, _Group] = {}
-        for row in _rows(self.table):
-            if isinstance(row, Reject):
-                yield row
-            else:
-                yield from self._add(row, groups)
-        for group in groups.values():
-            yield self._to_record(group)
+        """Yield one record per image in the order of its first row, after the rows that can't be read.
 
-    def _add(self, row: dict[str, Any], groups: dict[str, _Group]) -> Iterator[Reject]:
-        image_column = self._find_column(row, IMAGE_COLUMNS, "an image")
-        caption_column = self._find_column(row, CAPTION_COLUMNS, "a caption")
-        name, captions = row.pop(image_column, None), row.pop(caption_column, None)
+        The table is read twice: once for which rows have one image, of which some 20 bytes a row are kept, and once for
+        what they say. If the rows of an image lie apart in a long table, they are sorted on the disk in between.
+        """
+        groups = array("q")  # for each readable row, a hash of its image, and then the number of its group
+        for row in _rows(self.table):
+            item = row if isinstance(row, Reject) else self._image_of(row)
+            if isinstance(item, str):
+                groups.append(hash(item))
+            elif self.part.number == 0:
+                yield item
+        numbers = _number_groups(np.frombuffer(groups, np.int64))
+        start, stop = self.part.bounds(int(numbers.max()) + 1 if len(numbers) else 0)
+        finder = ImageFinder(self.table.parent, self.folder)
+        for group in self._groups(numbers, start, stop):
+            yield self._to_record(group, finder)
+
+    def _image_of(self, row: dict[str, Any]) -> str | Reject:
+        """Return the normalised name of a row's image."""
+        name = row.get(self._find_column(row, IMAGE_COLUMNS, "an image"))
+        caption = row.get(self._find_column(row, CAPTION_NAMES, "a caption"))
         if not isinstance(name, str) or not name.strip():
-            yield Reject(self.table.name, "", f"a row names no image (its caption: {str(captions)[:60]!r})")
+            return Reject(self.table.name, "", f"a row names no image (its caption: {str(caption)[:60]!r})")
+        return os.path.normpath(name)
+
+    def _groups(self, numbers: np.ndarray, start: int, stop: int) -> Iterator[_Group]:
+        """Yield the groups ``start`` up to ``stop``, of which no more than :data:`_GROUPS_AT_ONCE` are in memory."""
+        if stop <= start:
             return
+        wanted = self._numbered_rows(numbers, start, stop)
+        if not (np.diff(numbers) < 0).any():
+            for _, together in itertools.groupby(wanted, key=lambda pair: pair[0]):
+                yield from self._gather(row for _, row in together)
+            return
+        n_buckets = -(-(stop - start) // _GROUPS_AT_ONCE)
+        if n_buckets == 1:
+            yield from self._gather(row for _, row in wanted)
+            return
+        with contextlib.ExitStack() as files:
+            buckets = [files.enter_context(tempfile.TemporaryFile("w+", encoding="ascii")) for _ in range(n_buckets)]
+            for number, row in wanted:
+                buckets[(number - start) // _GROUPS_AT_ONCE].write(json.dumps(row, default=_not_json) + "\n")
+            for bucket in buckets:
+                bucket.seek(0)
+                yield from self._gather(json.loads(line) for line in bucket)
+
+    def _numbered_rows(self, numbers: np.ndarray, start: int, stop: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the readable rows of the groups ``start`` up to ``stop`` with their groups."""
+        rows = (row for row in _rows(self.table) if isinstance(row, dict) and isinstance(self._image_of(row), str))
+        for number, row in itertools.zip_longest(memoryview(numbers.data), rows):
+            if number is None or row is None:
+                raise CoreclipError(f"{self.table} has changed while it was read; run the same command again")
+            if start <= number < stop:
+                yield number, row
+
+    def _gather(self, rows: Iterable[dict[str, Any]]) -> list[_Group]:
+        groups: dict[str, _Group] = {}
+        for row in rows:
+            self._add(row, groups)
+        return list(groups.values())
+
+    def _add(self, row: dict[str, Any], groups: dict[str, _Group]) -> None:
+        name = row.pop(self._find_column(row, IMAGE_COLUMNS, "an image"))
+        captions = row.pop(self._find_column(row, CAPTION_NAMES, "a caption"), None)
         if isinstance(captions, str) or captions is None:
             captions = [captions or ""]
         problem = ""
@@ -84,10 +141,9 @@ class TableSource:
         groups[same] = _Group(name, list(captions), columns, problem)
 
     def _find_column(self, row: dict[str, Any], allowed: tuple[str, ...], what: str) -> str:
-        by_lower = {column.lower().strip(): column for column in reversed(row)}
-        for name in allowed:
-            if name in by_lower:
-                return by_lower[name]
+        column = _match(tuple(row), allowed)
+        if column is not None:
+            return column
         if self.table.suffix.lower() == ".jsonl":
             return allowed[0]  # lines may differ, so that this one lacks it says nothing about the others
         raise CoreclipError(
@@ -95,52 +151,112 @@ class TableSource:
             f"call it one of {', '.join(allowed)}"
         )
 
-    def _to_record(self, group: _Group) -> Record | Reject:
+    def _to_record(self, group: _Group, finder: "ImageFinder") -> Record | Reject:
         try:
             if group.problem:
                 raise TextProblem(group.problem)
-            path = self._find(group.name)
+            image = finder.find(group.name)
         except TextProblem as problem:
             return Reject(self.table.name, group.name, problem.reason)
-        image = ImageReference(str(path), 0, path.stat().st_size)
         return Record(group.name, image, group.captions, None, group.columns, self.table.name)
 
-    def _find(self, name: str) -> Path:
-        """Return the regular file that a table's ``name`` means: relative to the table, else unique below the folder."""
+
+@lru_cache(maxsize=64)
+def _match(columns: tuple[str, ...], allowed: tuple[str, ...]) -> str | None:
+    """Return the column that has the first of the allowed names, whatever its case."""
+    by_lower = {column.lower().strip(): column for column in reversed(columns)}
+    return next((by_lower[name] for name in allowed if name in by_lower), None)
+
+
+def _number_groups(hashes: np.ndarray) -> np.ndarray:
+    """Return for each row, int64 (n,), the number of its group: 0, 1, ... in the order of the groups' first rows."""
+    order = np.argsort(hashes, kind="stable")
+    new = np.append(True, np.diff(hashes[order]) != 0)[: len(order)]
+    starts = np.flatnonzero(new)
+    numbers = np.empty(len(starts), np.int64)
+    numbers[np.argsort(order[starts], kind="stable")] = np.arange(len(starts))
+    groups = np.empty(len(order), np.int64)
+    groups[order] = np.repeat(numbers, np.diff(np.append(starts, len(order))))
+    return groups
+
+
+def _not_json(value: Any) -> dict[str, str]:
+    return {"type": type(value).__name__}  # refused as a caption and left out as a column, as the value itself would be
+
+
+def _whole_file(path: str) -> ImageReference | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return ImageReference(path, 0, status.st_size) if stat.S_ISREG(status.st_mode) else None
+
+
+class ImageFinder:
+    """Finds the file that a table's name of an image means: relative to the table, else unique below a folder.
+
+    Parameters
+    ----------
+    beside, folder : path
+        Folder of the table, and of the images.
+    """
+
+    def __init__(self, beside: Path, folder: Path) -> None:
+        self._folders = (os.path.realpath(beside), os.path.realpath(folder))
+        self._below = folder
+
+    def find(self, name: str) -> ImageReference:
+        """Return a regular file's whole content, or raise :class:`TextProblem`."""
         if "\0" in name or len(os.fsencode(name)) > 4096:
             raise TextProblem("its name of an image can't be a path")
-        for directory in (self.table.parent, self.folder):
-            path = (directory / name).resolve()
-            if path.is_file():
-                return path
+        for directory in self._folders:
+            reference = _whole_file(os.path.join(directory, name))
+            if reference is not None:
+                return reference
         # What the table says of folders must hold too: 1.jpg of another class is another picture.
         wanted = Path(os.path.normpath(name)).parts
-        found = [path for path in self._files_by_name.get(Path(name).name, []) if path.parts[-len(wanted) :] == wanted]
+        named = self._named(Path(name).name)
+        found = [image for image in named if Path(image.path).parts[-len(wanted) :] == wanted]
         if len(found) != 1:
             what = "no file of this name" if not found else f"{len(found)} files of this name, which one is not clear,"
-            raise TextProblem(f"{what} beside the table or below {self.folder.name or self.folder}")
+            raise TextProblem(f"{what} beside the table or below {self._below.name or self._below}")
         return found[0]
 
+    def _named(self, name: str) -> list[ImageReference]:
+        """Return the files below the folder that have exactly this name."""
+        directories, hashes, places = self._files
+        first, behind = np.searchsorted(hashes, hash(name)), np.searchsorted(hashes, hash(name), "right")
+        paths = [os.path.join(directories[place], name) for place in places[first:behind].tolist()]
+        return [image for path in paths if not os.path.islink(path) and (image := _whole_file(path)) is not None]
+
     @cached_property
-    def _files_by_name(self) -> dict[str, list[Path]]:
-        found: dict[str, list[Path]] = {}
-        for directory, name in _walk(self.folder):
-            found.setdefault(name, []).append(Path(directory, name).resolve())
-        return found
-
-
-def _walk(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield (directory, name) of every regular file below ``folder``, in sorted order."""
-    for directory, directories, names in os.walk(folder):
-        directories.sort()
-        for name in sorted(names):
-            if stat.S_ISREG(os.lstat(os.path.join(directory, name)).st_mode):
-                yield directory, name
+    def _files(self) -> tuple[list[str], np.ndarray, np.ndarray]:
+        """The directories, and sorted hashes of file names with each one's directory: 12 bytes for each file."""
+        directories: list[str] = []
+        hashes, places = array("q"), array("I")
+        for directory, name in walk_files(Path(self._folders[1])):
+            if not directories or directories[-1] != directory:
+                directories.append(directory)
+            hashes.append(hash(name))
+            places.append(len(directories) - 1)
+        order = np.argsort(np.frombuffer(hashes, np.int64), kind="stable")
+        return directories, np.frombuffer(hashes, np.int64)[order], np.frombuffer(places, np.uint32)[order]
 
 
 def _rows(table: Path) -> Iterator[_Row]:
+    if table.suffix.lower() != ".parquet":
+        _check_encoding(table)
     readers = {".csv": _csv_rows, ".tsv": _tsv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
     return readers[table.suffix.lower()](table)
+
+
+def _check_encoding(table: Path) -> None:
+    with open(table, "rb") as file:
+        start = file.read(64)
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff") or start[1::2].count(0) > 8 or start[::2].count(0) > 8:
+        raise CoreclipError(
+            f"{table} is UTF-16; tables must be UTF-8: save it so, or run iconv -f UTF-16 -t UTF-8 {table.name}"
+        )
 
 
 def _csv_rows(table: Path) -> Iterator[_Row]:
@@ -149,6 +265,9 @@ def _csv_rows(table: Path) -> Iterator[_Row]:
         reader = csv.reader(file, strict=True)  # else a stray quote swallows the rows below it
         try:
             header = _checked_header(table, next(reader, []))
+            for separator, name, remedy in ((";", "semicolons", "save it with commas"), ("\t", "tabs", "call it .tsv")):
+                if len(header) == 1 and separator in header[0]:
+                    raise CoreclipError(f"{table} is separated by {name}; a .csv is separated by commas; {remedy}")
             for fields in reader:
                 if fields:
                     yield _to_row(table, header, fields, reader.line_num)

@@ -12,31 +12,9 @@ import pandas as pd
 import pytest
 
 from coreclip.errors import CoreclipError
-from coreclip.pipeline.records import Record, Reject, read_image
-from coreclip.pipeline.sources import find_sources, scan
-
-
-def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return path
-
-
-def read(source, captions=None, class_names=None, template="{}") -> tuple[list[Record], list[Reject]]:
-    items = [
-        item
-        for found in find_sources([source], captions, class_names)
-        for item in scan(found, class_names, template)
-    ]  # fmt: skip
-    return [item for item in items if isinstance(item, Record)], [item for item in items if isinstance(item, Reject)]
-
-
-def reasons(rejects: list[Reject]) -> dict[str, str]:
-    return {reject.key: reject.reason for reject in rejects}
-
+from coreclip.pipeline.records import read_image
+from coreclip.pipeline.sources import find_sources
+from tests.sources import assert_parts_make_the_whole, read, reasons, write_tar
 
 # WebDataset
 
@@ -323,6 +301,11 @@ def test_idx_gives_pixels_labels_and_captions_of_a_template(idx):
     ]
     assert read_image(records[1].image) == bytes(range(20, 40))
     assert [reject.reason for reject in rejects] == ["class 7 is not one of the 2 classes that have names"]
+
+
+def test_parts_of_an_idx_make_the_whole(idx):
+    (source,) = find_sources([idx], class_names=["cat"])
+    assert_parts_make_the_whole(source)
 
 
 def test_idx_needs_class_names(idx):
