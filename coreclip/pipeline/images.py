@@ -21,7 +21,7 @@ from PIL import Image
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # no others: Pillow's EPS reader runs a program
 _RAW_PIXELS = 32 * 32
-_LARGEST_SIDE = 65535  # of a JPEG, and of the u2 fields of FFCV's metadata
+_LARGEST_SIDE = 65500  # of a JPEG by libjpeg's rule
 _NO_SEGMENT = {0x01, *range(0xD0, 0xD9)}  # markers without a length
 _START_OF_FRAME = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _SEQUENTIAL_HUFFMAN = {0xC0, 0xC1}
@@ -113,12 +113,17 @@ def prepare_image(
         raise ImageRejected("the image is empty (0 bytes)")
     warning: str | None = None
     if data[:2] == b"\xff\xd8":
+        if data[2:3] not in (b"\xff", b""):
+            raise ImageRejected("the JPEG is damaged: no marker follows its first two bytes")
         header = _parse_jpeg(data)
+        is_whole = _brings_its_tables(data)
         _check_size(header.width, header.height, max_pixels)
-        if check == "decode":
+        if check == "decode" and is_whole:
             warning = _check_jpeg(data, header)
+        if warning:
+            _decode(data, None, max_pixels)  # what Pillow refuses too is no harmless warning
         fits = max_side is None or max(header.width, header.height) <= max_side
-        if fits and _has_stock_colours(header) and (warning is not None or check == "header"):
+        if fits and is_whole and _has_stock_colours(header) and (warning is not None or check == "header"):
             if header.frame in _SEQUENTIAL_HUFFMAN and header.orientation not in _UPRIGHT:
                 return PreparedImage(data, "jpg", header.width, header.height, warning or "")
             if (turned := _transform(data, header)) is not None:
@@ -176,6 +181,48 @@ def _parse_jpeg(data: bytes) -> _JpegHeader:
             header.orientation = _orientation(Image.Exif(), segment)
         at += 3 + len(segment)
     raise ImageRejected("the JPEG has no frame header: it is cut short or damaged")
+
+
+def _brings_its_tables(data: bytes) -> bool:
+    """Whether the first scan of a JPEG finds its tables in the file: a decoder may still hold those of another file."""
+    quantisation: set[int] = set()
+    huffman: set[int] = set()
+    used: dict[int, int] = {}
+    frame = 0
+    at = 2
+    while (at := data.find(b"\xff", at)) >= 0:
+        while data[at : at + 1] == b"\xff":
+            at += 1
+        marker = data[at] if at < len(data) else 0
+        if marker == 0 or marker in _NO_SEGMENT:
+            at += 1
+            continue
+        segment = data[at + 3 : at + 1 + int.from_bytes(data[at + 1 : at + 3], "big")]
+        if marker == 0xDB:
+            place = 0
+            while place < len(segment):
+                quantisation.add(segment[place] & 15)
+                place += 129 if segment[place] >> 4 else 65
+        elif marker == 0xC4:
+            place = 0
+            while place + 17 <= len(segment):
+                huffman.add(segment[place])
+                place += 17 + sum(segment[place + 1 : place + 17])
+        elif marker in _START_OF_FRAME:
+            frame = marker
+            used = {segment[i]: segment[i + 2] for i in range(6, len(segment) - 2, 3)}
+        elif marker == 0xDA:
+            if not set(used.values()) <= quantisation:
+                return False
+            if frame not in _SEQUENTIAL_HUFFMAN:
+                return True  # each progressive scan brings its own, and arithmetic coding needs none
+            n = segment[0] if segment else 0
+            tables = segment[2 : 2 + 2 * n : 2]
+            return len(tables) > 0 and all(t >> 4 in huffman and 16 | t & 15 in huffman for t in tables)
+        elif marker == 0xD9:
+            return False
+        at += 3 + len(segment)
+    return False
 
 
 def _parse_frame(header: _JpegHeader, marker: int, segment: bytes) -> _JpegHeader:
@@ -258,13 +305,17 @@ class _Transform(ctypes.Structure):
 
 
 def _stock_decode(data: bytes, height: int, width: int) -> str:
-    """Decode with FFCV's compiled decoder at 1/8 (which reads every bit of the file); return its complaint, "" for none."""
+    """Decode at 1/8 with FFCV's TurboJPEG, which reads every bit of the file; return its complaint, "" for none."""
     library = _stock_library()
     pixels = np.empty((-(-height // 8), -(-width // 8), 3), dtype=np.uint8)
-    code = library.imdecode(
-        data, len(data), height, width, pixels.ctypes.data, height, width, 0, 0, 1, 8, False, False
-    )  # fmt: skip
-    return "" if code == 0 else library.tjGetErrorStr().decode("utf-8", "replace")
+    handle = library.tjInitDecompress()  # a new one: it would keep an earlier file's tables
+    try:
+        code = library.tjDecompress2(
+            handle, data, len(data), pixels.ctypes.data, pixels.shape[1], 0, pixels.shape[0], 0, 0
+        )  # fmt: skip
+        return "" if code == 0 else library.tjGetErrorStr2(handle).decode("utf-8", "replace")
+    finally:
+        library.tjDestroy(handle)
 
 
 @cache
@@ -275,13 +326,11 @@ def _stock_library() -> ctypes.CDLL:
         raise ImportError("ffcv is not installed")
     (path,) = Path(package.submodule_search_locations[0]).glob("_libffcv*.so")
     library = ctypes.CDLL(str(path))
-    library.imdecode.argtypes = [
-        ctypes.c_char_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p,
-        *[ctypes.c_uint32] * 6, ctypes.c_bool, ctypes.c_bool,
+    library.tjGetErrorStr2.restype = ctypes.c_char_p
+    library.tjInitDecompress.restype = ctypes.c_void_p
+    library.tjDecompress2.argtypes = [
+        ctypes.c_void_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_void_p, *[ctypes.c_int] * 5,
     ]  # fmt: skip
-    library.imdecode.restype = ctypes.c_int
-    # The others are of TurboJPEG, which the library is linked with.
-    library.tjGetErrorStr.restype = library.tjGetErrorStr2.restype = ctypes.c_char_p
     library.tjInitTransform.restype = ctypes.c_void_p
     library.tjTransform.argtypes = [
         ctypes.c_void_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_int, *[ctypes.c_void_p] * 3, ctypes.c_int,

@@ -11,7 +11,7 @@ import coreclip
 from coreclip.errors import CoreclipError
 from coreclip.pipeline.preparing import ImageOptions
 from coreclip.pipeline.records import Source
-from coreclip.pipeline.sources import find_sources
+from coreclip.pipeline.sources import class_names_of, find_sources
 from coreclip.pipeline.tokenizer import Tokenizer, check_vocab_size
 
 _SMALLEST_SHARD = 1 << 16
@@ -68,7 +68,7 @@ def check_job(
     _check_classes(class_names, template)
     found = find_sources(sources, captions, class_names)
     chosen = _load_tokenizer(tokenizer) if tokenizer is not None else None
-    names = None if class_names is None else list(class_names)
+    names = class_names_of(found) if class_names is None else list(class_names)
     options = {
         **asdict(images),
         "class_names": names,

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from coreclip.pipeline.beton import MODES, RowFacts, encode_captions, row_bytes, write_at
-from coreclip.pipeline.images import ImageRejected, PreparedImage, prepare_grey, prepare_image
+from coreclip.pipeline.images import ImageRejected, PreparedImage, prepare_image, prepare_pixels
 from coreclip.pipeline.ledger import pairs_rows
 from coreclip.pipeline.manifest import read_rows
 from coreclip.pipeline.records import ImageReference, Record, Reject, read_image
@@ -171,9 +171,9 @@ def prepare_record(record: Record, images: ImageOptions, labels: bool) -> tuple[
 
 
 def _to_prepared(data: bytes, reference: ImageReference, options: ImageOptions) -> PreparedImage:
-    if reference.height:
-        return prepare_grey(
-            data, reference.height, reference.width, max_side=options.max_side, quality=options.quality
+    if reference.channels:
+        return prepare_pixels(
+            data, reference.height, reference.width, reference.channels, max_side=options.max_side, quality=options.quality
         )  # fmt: skip
     return prepare_image(
         data,

@@ -172,7 +172,7 @@ def test_a_conversion_killed_at_random_moments_ends_with_the_same_bytes_and_redo
         kills += kill_until_done(
             lambda name=f"data{trial}": start(name),
             tmp_path / f"data{trial}",
-            lambda: decodes(f"data{trial}"),
+            lambda name=f"data{trial}": decodes(name),
             workers,
             n,
             lambda: seconds * generator.uniform(0.3, 1.0),
