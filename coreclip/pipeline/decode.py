@@ -37,9 +37,19 @@ _decompress_to_planes = _external(
 _decompress_to_rgb = _external(
     "tjDecompress2", _INT, _ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS, _INT, _INT, _INT, _INT, _INT
 )
+_new_handle = _external("tjInitDecompress", _ADDRESS)
+_end_handle = _external("tjDestroy", _INT, _ADDRESS)
 _error_code = _external("tjGetErrorCode", _INT, _ADDRESS)
 _memcpy = _external("memcpy", _ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS)
-_SYMBOLS = ("tjDecompressHeader3", "tjDecompressToYUVPlanes", "tjDecompress2", "tjGetErrorCode", "memcpy")
+_SYMBOLS = (
+    "tjDecompressHeader3",
+    "tjDecompressToYUVPlanes",
+    "tjDecompress2",
+    "tjGetErrorCode",
+    "tjInitDecompress",
+    "tjDestroy",
+    "memcpy",
+)
 
 # From turbojpeg.h.
 _FLAGS = 1024 | 4096 | 32768  # NOREALLOC, ACCURATEDCT, LIMITSCANS (a progressive file can hold a bomb)
@@ -181,9 +191,13 @@ def decode_images(
         if mode[i] == RAW:
             valid[i] = _read_raw(scratch, address[i], n_bytes[i], w, h, layout)
         else:
+            fresh = (
+                _new_handle()
+            )  # a decompressor keeps the tables of the image before, which another must not be read with
             valid[i] = _read_jpeg(
-                handle, scratch, planes, address[i], n_bytes[i], w, h, tolerated[i], denominator[i], layout
+                fresh, scratch, planes, address[i], n_bytes[i], w, h, tolerated[i], denominator[i], layout
             )
+            _end_handle(fresh)
         if valid[i]:
             _resize(scratch, layout, denominator[i], boxes[i], images[i])
         else:
@@ -239,7 +253,7 @@ def _read_jpeg(
         planes[1], planes[2] = planes[0] + np.uintp(luma), planes[0] + np.uintp(luma + chroma)
         code = _decompress_to_planes(handle, address, n_bytes, planes.ctypes.data, w, 0, h, _FLAGS)
         return _accepted(handle, code, tolerated)
-    if colours != _COLOURS_RGB and colours != _COLOURS_YCC:
+    if colours != _COLOURS_RGB and colours != _COLOURS_YCC and colours != _COLOURS_GREY:
         return False
     pixels = scratch[3 * w * h :].ctypes.data
     code = _decompress_to_rgb(handle, address, n_bytes, pixels, w, 0, h, _PIXELS_RGB, _FLAGS)

@@ -103,7 +103,8 @@ class ReadAhead:
             batch = next(self._batches, None)
             if batch is None:
                 break
-            self._thread.submit(self._shards.prefetch, batch, self._windows)
+            if len(batch):
+                self._thread.submit(self._shards.prefetch, batch, self._windows)
             n_bytes = int(self._shards.image_size[batch].sum()) if self._windows is None else _REQUEST * len(batch)
             self._asked.append(n_bytes)
             self._ahead += self._asked[-1]

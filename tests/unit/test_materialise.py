@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from coreclip.errors import CoreclipError
 from coreclip.files import sha256_file, write_json
 from coreclip.pipeline import Dataset, materialise, verify
+from coreclip.pipeline.beton import read_shard
 from tests.helpers import make_dataset
 
 
@@ -160,8 +161,8 @@ def test_damage_is_not_copied(tmp_path, indices, damage):
     shard, pairs = tmp_path / "data" / "00001.beton", tmp_path / "data" / "pairs.parquet"
     if damage == "image":
         content = bytearray(shard.read_bytes())
-        with source.open_shards() as shards:
-            at = int(shards.image_address[6] - shards._bases[1])
+        with read_shard(shard) as opened:
+            at = int(opened.image_addresses[6 - source.info["shards"][0]["rows"]])
         content[at + 300] ^= 0xFF
         shard.write_bytes(content)
     elif damage == "shard of another":
