@@ -112,12 +112,12 @@ def test_windows_are_asked_for_once_and_before_they_are_decoded(dataset, monkeyp
     asked = []
     monkeypatch.setattr(loader._shards, "prefetch", lambda indices, windows=None: asked.append(indices.tolist()))
     assert {i for batch in loader for i in batch.index.tolist()} == {i for part in asked for i in part}
-    assert sorted(map(sorted, asked)) == [list(range(8)), list(range(8, 16)), list(range(16, 23))]  # a block a shard
+    assert sorted(i for part in asked for i in part) == list(range(23)), "each once"
     asked.clear()
     half = make_loader(dataset, order="quasi_random", window=1, batch_size=2, image_size=8, rank=1, world_size=2)
     monkeypatch.setattr(half._shards, "prefetch", lambda indices, windows=None: asked.append(indices.tolist()))
     seen = [i for batch in half for i in batch.index.tolist() if i >= 0]
-    assert len(asked) == 3
+    assert 1 <= len(asked) <= 3
     in_time = {i for part in asked for i in part} & set(seen)
     assert len(in_time) >= len(seen) - 2  # of the last batch, which is divided otherwise, some are read on demand
     assert sum(map(len, asked)) <= N // 2 + 2

@@ -131,7 +131,7 @@ def test_an_image_that_does_not_decode_is_found(tmp_path):
 @pytest.mark.parametrize(("noted", "ok"), [({DAMAGED: "extraneous bytes before marker"}, True), ({}, False)])
 def test_a_warning_is_tolerated_where_it_was_noted(tmp_path, noted, ok):
     image = encode_jpeg(make_pixels(6, 48, 32))
-    stray = image[:-2] + b"stray" + image[-2:]
+    stray = image[:20] + b"stray" + image[20:]  # behind the JFIF segment
     make_dataset(tmp_path / "data", 12, size=(48, 32), images={DAMAGED: stray}, warnings=noted).close()
     report = verify(tmp_path / "data", decode="all")
     assert report.ok == ok
