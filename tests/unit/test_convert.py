@@ -188,7 +188,7 @@ def wait_for(condition, process: subprocess.Popen | None = None) -> None:
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_conversion_goes_on_and_ends_with_the_same_bytes(sent, tmp_path):
-    source = write_tar(tmp_path / "pairs.tar", samples(130))
+    source = write_tar(tmp_path / "pairs.tar", samples(600))
     arguments = {"sources": [source], "dataset": tmp_path / "data", "workers": 2, **SMALL}
     journal = tmp_path / ".data.partial" / "work" / "journal.jsonl"
     process = converting(arguments, stderr=subprocess.PIPE)
