@@ -73,6 +73,7 @@ def main() -> None:
 def entropy_decoding(stack: contextlib.ExitStack, jpegs: list[bytes], threads: int) -> Callable[[], int]:
     """Return a contestant that decodes each file to an eighth of its sides, the parts of the list on threads."""
     library = load_decoder()
+    library.tjInitDecompress.restype = ctypes.c_void_p
     pool = stack.enter_context(ThreadPoolExecutor(threads))
     address = ctypes.c_void_p
 

@@ -4,14 +4,11 @@ The work happens in ``.NAME.partial`` beside the data set. What is written depen
 on the number of workers nor on how often the conversion was stopped. Left out: remote sources.
 """
 
-import contextlib
-import errno
-import hashlib
 import itertools
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,15 +16,13 @@ from typing import Any
 
 from coreclip.errors import CoreclipError
 from coreclip.files import check_free_disk, lock, publish, read_json, remove, sha256_file, write_json
-from coreclip.pipeline.beton import field_names
 from coreclip.pipeline.chunks import Chunk, cut_chunks
-from coreclip.pipeline.dataset import FORMAT_VERSION
 from coreclip.pipeline.job import Job, PathLike, check_job
-from coreclip.pipeline.journal import ShardEntry
 from coreclip.pipeline.ledger import count_reasons, merge, pairs_schema, rejects_schema
 from coreclip.pipeline.manifest import Plan, read_captions
 from coreclip.pipeline.planning import forecast_work, scan_sources
 from coreclip.pipeline.preparing import Prepared, TableOptions, prepare_chunk, write_chunk
+from coreclip.pipeline.publishing import describe, explained_full_disk
 from coreclip.pipeline.shards import ShardSequence, Staging
 from coreclip.pipeline.tokenizer import Tokenizer
 from coreclip.pipeline.workers import WorkerPool
@@ -140,7 +135,7 @@ def convert(
         if already_done:
             _verify(job.target, job.request)
         else:
-            with _explained_full_disk(job.target):
+            with explained_full_disk(job.target, "run the same command again to go on"):
                 _convert(job)
         info = read_json(job.target / "dataset.json", "data set description")
     seconds = time.monotonic() - start
@@ -199,26 +194,13 @@ def _without_paths(identities: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**identity, "path": Path(identity["path"]).name} for identity in identities]
 
 
-@contextlib.contextmanager
-def _explained_full_disk(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise CoreclipError(
-            f"the disk of {target} is full ({error.strerror}); free some and run the same command again to go on"
-        ) from None
-
-
 def _convert(job: Job) -> None:
     staging = Staging(job.target.with_name(f".{job.target.name}.partial"))
     if not _is_finished(staging, job.request):
         with WorkerPool(job.workers) as pool:
             plan = _plan(staging, job, pool)
-            tokenizer = Tokenizer.load(staging.path / "tokenizer.json")
             shards = _write_shards(staging, plan, job, pool)
-        _finish(staging, shards, plan, tokenizer, job)
+        _finish(staging, shards, plan, job)
     remove(staging.work)
     publish(staging.path, job.target)
 
@@ -311,39 +293,17 @@ def _parts(staging: Staging, table: str, shards: ShardSequence) -> list[Path]:
     return [staging.part(table, i) for i in range(shards.n_entries)]
 
 
-def _finish(staging: Staging, shards: ShardSequence, plan: Plan, tokenizer: Tokenizer, job: Job) -> None:
+def _finish(staging: Staging, shards: ShardSequence, plan: Plan, job: Job) -> None:
     """Write the data set's tables, and its description last: with it the data set is whole."""
     pairs, rejects = staging.path / "pairs.parquet", staging.path / "rejects.parquet"
     merge(_parts(staging, "pairs", shards), pairs, pairs_schema(plan.labels, plan.columns))
     merge([*staging.scan_rejects(plan), *_parts(staging, "rejects", shards)], rejects, rejects_schema())
-    description = _describe(shards.whole_shards(), pairs, rejects, plan, tokenizer, job)
+    description = describe(
+        staging.path, shards=[shard.to_info() for shard in shards.whole_shards()], labels=plan.labels, context=job.context,
+        captions_per_row=plan.captions_per_row, class_names=job.class_names,
+        rejected=sum(count_reasons(rejects).values()), bytes_in=plan.bytes_in, request=job.request,
+    )  # fmt: skip
     write_json(staging.path / "dataset.json", description)
-
-
-def _describe(
-    shards: list[ShardEntry], pairs: Path, rejects: Path, plan: Plan, tokenizer: Tokenizer, job: Job
-) -> dict[str, Any]:
-    n = sum(shard.rows for shard in shards)
-    pairs_sha256 = sha256_file(pairs)
-    contents = [*(shard.sha256 for shard in shards), pairs_sha256, tokenizer.sha256]
-    return {
-        "format_version": FORMAT_VERSION,
-        "n": n,
-        "pairs": n,
-        "rejected": sum(count_reasons(rejects).values()),
-        "fields": field_names(plan.labels),
-        "shards": [shard.to_info() for shard in shards],
-        "context": job.context,
-        "captions_per_row": plan.captions_per_row,
-        "class_names": job.class_names,
-        "tokenizer_sha256": tokenizer.sha256,
-        "pairs_sha256": pairs_sha256,
-        "rejects_sha256": sha256_file(rejects),
-        "fingerprint": hashlib.sha256("\n".join(contents).encode()).hexdigest(),
-        "bytes_in": plan.bytes_in,
-        "bytes_out": sum(shard.bytes for shard in shards),
-        "convert": job.request,
-    }
 
 
 def _give_up(staging: Staging, rejects: list[Path], job: Job) -> None:

@@ -9,7 +9,6 @@ accurate transforms that Pillow uses, and every return code is checked. Left out
 import ctypes
 import functools
 import importlib.util
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -95,25 +94,20 @@ def load_decoder() -> ctypes.CDLL:
     missing = [name for name in _SYMBOLS if not binding.address_of_symbol(name)]
     if missing:
         raise CoreclipError(f"{files[0]} brings no {missing[0]}; {remedy}")
-    library.tjInitDecompress.restype = ctypes.c_void_p
-    library.tjDestroy.argtypes = [ctypes.c_void_p]
     return library
 
 
 class Decoder:
-    """What one decoding task at a time needs: a TurboJPEG handle and a buffer that grows to the largest image.
+    """What one decoding task at a time needs: a buffer that grows to the largest image.
 
     Attributes
     ----------
-    handle : int
     scratch : uint8 (bytes,)
     """
 
     def __init__(self) -> None:
-        library = load_decoder()
-        self.handle: int = library.tjInitDecompress()
+        load_decoder()
         self.scratch = np.empty(0, np.uint8)
-        weakref.finalize(self, library.tjDestroy, self.handle).atexit = False
 
     def reserve(self, n_bytes: int) -> None:
         """Make the buffer at least ``n_bytes`` large, and give back what an outlier has left behind."""
@@ -147,7 +141,6 @@ def scratch_bytes(width: np.ndarray, height: np.ndarray, denominator: np.ndarray
 
 @njit(cache=True, nogil=True)
 def decode_images(
-    handle: int,
     scratch: np.ndarray,
     address: np.ndarray,
     n_bytes: np.ndarray,
@@ -164,8 +157,6 @@ def decode_images(
 
     Parameters
     ----------
-    handle : int
-        A TurboJPEG decompressor, of this task alone.
     scratch : uint8, at least :func:`scratch_bytes`
     address, n_bytes : uint64 (b,)
         Where the stored bytes lie in this process's memory.
@@ -191,13 +182,12 @@ def decode_images(
         if mode[i] == RAW:
             valid[i] = _read_raw(scratch, address[i], n_bytes[i], w, h, layout)
         else:
-            fresh = (
-                _new_handle()
-            )  # a decompressor keeps the tables of the image before, which another must not be read with
+            # A new one for each image: a decompressor keeps the tables and the state that the image before has left.
+            handle = _new_handle()
             valid[i] = _read_jpeg(
-                fresh, scratch, planes, address[i], n_bytes[i], w, h, tolerated[i], denominator[i], layout
+                handle, scratch, planes, address[i], n_bytes[i], w, h, tolerated[i], denominator[i], layout
             )
-            _end_handle(fresh)
+            _end_handle(handle)
         if valid[i]:
             _resize(scratch, layout, denominator[i], boxes[i], images[i])
         else:
@@ -231,11 +221,6 @@ def _read_jpeg(
     header = np.zeros(4, np.intc)  # width, height, subsampling, colour space
     at = header.ctypes.data
     code = _decompress_header(handle, address, n_bytes, at, at + 4, at + 8, at + 12)
-    if code != 0:
-        # A header that can't be read leaves the handle in its middle, and the following images would fail too; only
-        # a full decode cleans up behind itself, so a hopeless one (of four bytes, to one pixel) is tried.
-        scratch[:4] = 0
-        _decompress_to_rgb(handle, scratch.ctypes.data, 4, scratch[4:].ctypes.data, 1, 0, 1, _PIXELS_RGB, _FLAGS)
     if header[0] != width or header[1] != height:
         return False
     subsampling, colours = np.int64(header[2]), np.int64(header[3])

@@ -21,9 +21,9 @@ from coreclip.files import check_free_disk
 from coreclip.pipeline.beton import MODES, Shard, read_shard
 from coreclip.pipeline.dataset import Dataset
 from coreclip.pipeline.groups import text_code
-from coreclip.pipeline.materialise import checked_subset
 from coreclip.pipeline.publishing import new_folder
 from coreclip.pipeline.rows import PairsReader, batches, own_columns, read_checked
+from coreclip.pipeline.subsets import checked_subset
 from coreclip.progress import Progress
 
 if TYPE_CHECKING:

@@ -226,10 +226,10 @@ def start_decoding(
             denominator[part], out[part], valid[part],
         )  # fmt: skip
         if changes is None:
-            decode_images(decoder.handle, decoder.scratch, *arrays)
+            decode_images(decoder.scratch, *arrays)
         else:
             for few in cache_slices(len(some), side):
-                decode_images(decoder.handle, decoder.scratch, *(array[few] for array in arrays))
+                decode_images(decoder.scratch, *(array[few] for array in arrays))
                 keys = changes.keys[part][few]
                 augment_images(arrays[-2][few], arrays[-1][few], keys, changes.seed, changes.epoch, *changes.settings)
         decoders.give_back(decoder)

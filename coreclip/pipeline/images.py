@@ -12,7 +12,8 @@ import io
 import re
 import struct
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -84,6 +85,8 @@ class _JpegHeader:
     jfif: bool = False
     adobe_transform: int | None = None
     orientation: int = 1
+    tables: set[int] = field(default_factory=set)  # numbers of the quantisation tables that its components need
+    brings_its_tables: bool = False  # else a decoder may decode it with those of an earlier file
 
 
 def prepare_image(
@@ -116,14 +119,18 @@ def prepare_image(
         if data[2:3] not in (b"\xff", b""):
             raise ImageRejected("the JPEG is damaged: no marker follows its first two bytes")
         header = _parse_jpeg(data)
-        is_whole = _brings_its_tables(data)
         _check_size(header.width, header.height, max_pixels)
-        if check == "decode" and is_whole:
+        if check == "decode" and header.brings_its_tables:
             warning = _check_jpeg(data, header)
         if warning:
             _decode(data, None, max_pixels)  # what Pillow refuses too is no harmless warning
         fits = max_side is None or max(header.width, header.height) <= max_side
-        if fits and is_whole and _has_stock_colours(header) and (warning is not None or check == "header"):
+        if (
+            fits
+            and header.brings_its_tables
+            and _has_stock_colours(header)
+            and (warning is not None or check == "header")
+        ):
             if header.frame in _SEQUENTIAL_HUFFMAN and header.orientation not in _UPRIGHT:
                 return PreparedImage(data, "jpg", header.width, header.height, warning or "")
             if (turned := _transform(data, header)) is not None:
@@ -159,36 +166,32 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def _parse_jpeg(data: bytes) -> _JpegHeader:
-    """Read the markers up to the frame's, skipping stray bytes between them as libjpeg does."""
-    at, header = 2, _JpegHeader(0, 0, 0, 0, ())
-    while (at := data.find(b"\xff", at)) >= 0:
-        while data[at : at + 1] == b"\xff":
-            at += 1
-        marker = data[at] if at < len(data) else 0
-        if marker == 0 or marker in _NO_SEGMENT:
-            at += 1
-            continue
-        segment = data[at + 3 : at + 1 + int.from_bytes(data[at + 1 : at + 3], "big")]
-        if marker in _START_OF_FRAME:
-            return _parse_frame(header, marker, segment)
-        if marker in (0xD9, 0xDA):
-            break
-        if marker == 0xE0 and segment[:5] == b"JFIF\0":
+    """Read the markers up to the first scan's, skipping stray bytes between them as libjpeg does."""
+    header = _JpegHeader(0, 0, 0, 0, ())
+    quantisation: set[int] = set()
+    huffman: set[int] = set()
+    for marker, segment in _segments(data):
+        if marker in _START_OF_FRAME and not header.frame:
+            _parse_frame(header, marker, segment)
+        elif marker == 0xDA:
+            header.brings_its_tables = _has_tables(header, segment, quantisation, huffman)
+        elif marker == 0xDB:
+            quantisation |= _table_numbers(segment, _quantisation_bytes)
+        elif marker == 0xC4:
+            huffman |= _table_numbers(segment, _huffman_bytes)
+        elif marker == 0xE0 and segment[:5] == b"JFIF\0":
             header.jfif = True
         elif marker == 0xEE and segment[:5] == b"Adobe" and len(segment) >= 12:
             header.adobe_transform = segment[11]
         elif marker == 0xE1 and segment[:6] == b"Exif\0\0":
             header.orientation = _orientation(Image.Exif(), segment)
-        at += 3 + len(segment)
-    raise ImageRejected("the JPEG has no frame header: it is cut short or damaged")
+    if not header.frame:
+        raise ImageRejected("the JPEG has no frame header: it is cut short or damaged")
+    return header
 
 
-def _brings_its_tables(data: bytes) -> bool:
-    """Whether the first scan of a JPEG finds its tables in the file: a decoder may still hold those of another file."""
-    quantisation: set[int] = set()
-    huffman: set[int] = set()
-    used: dict[int, int] = {}
-    frame = 0
+def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield each marker of a JPEG that has a segment, with it, up to the first scan's or the end of the image."""
     at = 2
     while (at := data.find(b"\xff", at)) >= 0:
         while data[at : at + 1] == b"\xff":
@@ -197,41 +200,49 @@ def _brings_its_tables(data: bytes) -> bool:
         if marker == 0 or marker in _NO_SEGMENT:
             at += 1
             continue
+        if marker == 0xD9:
+            return
         segment = data[at + 3 : at + 1 + int.from_bytes(data[at + 1 : at + 3], "big")]
-        if marker == 0xDB:
-            place = 0
-            while place < len(segment):
-                quantisation.add(segment[place] & 15)
-                place += 129 if segment[place] >> 4 else 65
-        elif marker == 0xC4:
-            place = 0
-            while place + 17 <= len(segment):
-                huffman.add(segment[place])
-                place += 17 + sum(segment[place + 1 : place + 17])
-        elif marker in _START_OF_FRAME:
-            frame = marker
-            used = {segment[i]: segment[i + 2] for i in range(6, len(segment) - 2, 3)}
-        elif marker == 0xDA:
-            if not set(used.values()) <= quantisation:
-                return False
-            if frame not in _SEQUENTIAL_HUFFMAN:
-                return True  # each progressive scan brings its own, and arithmetic coding needs none
-            n = segment[0] if segment else 0
-            tables = segment[2 : 2 + 2 * n : 2]
-            return len(tables) > 0 and all(t >> 4 in huffman and 16 | t & 15 in huffman for t in tables)
-        elif marker == 0xD9:
-            return False
+        yield marker, segment
+        if marker == 0xDA:
+            return
         at += 3 + len(segment)
-    return False
 
 
-def _parse_frame(header: _JpegHeader, marker: int, segment: bytes) -> _JpegHeader:
+def _quantisation_bytes(segment: bytes, at: int) -> int:
+    return 129 if segment[at] >> 4 else 65
+
+
+def _huffman_bytes(segment: bytes, at: int) -> int:
+    return 17 + sum(segment[at + 1 : at + 17])
+
+
+def _table_numbers(segment: bytes, n_bytes: Callable[[bytes, int], int]) -> set[int]:
+    """Return class and number of each table of a segment; ``n_bytes`` says how long the one at a place is."""
+    numbers = set()
+    at = 0
+    while at < len(segment):
+        numbers.add(segment[at])
+        at += n_bytes(segment, at)
+    return numbers
+
+
+def _has_tables(header: _JpegHeader, scan: bytes, quantisation: set[int], huffman: set[int]) -> bool:
+    if not header.tables <= {number & 15 for number in quantisation}:
+        return False
+    if header.frame not in _SEQUENTIAL_HUFFMAN:
+        return True  # each progressive scan brings its own, and arithmetic coding needs none
+    used = scan[2 : 2 + 2 * scan[0] : 2] if scan else b""
+    return len(used) > 0 and all(number >> 4 in huffman and 16 | number & 15 in huffman for number in used)
+
+
+def _parse_frame(header: _JpegHeader, marker: int, segment: bytes) -> None:
     if len(segment) < 6 or len(segment) < 6 + 3 * segment[5]:
         raise ImageRejected("the JPEG is cut short within its frame header")
     header.frame = marker
     header.bits, header.height, header.width, n = struct.unpack(">BHHB", segment[:6])
     header.components = tuple(segment[6 : 6 + 3 * n : 3])
-    return header
+    header.tables = set(segment[8 : 6 + 3 * n : 3])
 
 
 def _orientation(exif: Image.Exif, payload: bytes | None = None) -> int:

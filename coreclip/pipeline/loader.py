@@ -43,6 +43,7 @@ from coreclip.pipeline.order import (
     storage_blocks,
 )
 from coreclip.pipeline.readahead import ReadAhead
+from coreclip.pipeline.subsets import checked_subset
 from coreclip.randomness import hash64
 
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ class Loader:
         subset : None, int (k,), or an object with ``indices`` and ``weights``
             As in :func:`make_loader`.
         """
-        indices, weights = _checked_subset(subset, self.dataset)
+        indices, weights = checked_subset(subset, self.dataset)
         settings = self._settings
         n, ranks = len(indices), settings.world_size
         fewest = n if settings.train else n // ranks
@@ -630,34 +631,3 @@ def _checked_scale(value: Any) -> tuple[float, float]:
     if not 0 < low <= high <= 1:
         raise CoreclipError(f"crop_scale = {value!r} is not allowed: it must be two numbers with 0 < low <= high <= 1")
     return low, high
-
-
-def _checked_subset(subset: Any, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices int64 (k,) and weights float64 (k,) of what ``make_loader`` takes as a subset."""
-    if subset is None:
-        return np.arange(dataset.n), np.ones(dataset.n)
-    fingerprint = getattr(subset, "fingerprint", None)
-    if fingerprint is not None and fingerprint != dataset.fingerprint:
-        raise CoreclipError(
-            f"the subset was chosen from data set {fingerprint}, {dataset.path} is {dataset.fingerprint}; "
-            "choose one from this data set"
-        )
-    indices = np.asarray(getattr(subset, "indices", subset))
-    if indices.ndim != 1 or indices.dtype.kind not in "iu" or not len(indices):
-        raise CoreclipError(
-            f"subset of type {indices.dtype} and shape {indices.shape} is not allowed: it must be a non-empty list of "
-            "integer indices; turn a mask into them with numpy.flatnonzero(mask)"
-        )
-    outside = (indices < 0) | (indices >= dataset.n)
-    if outside.any():
-        raise CoreclipError(
-            f"subset has the index {indices[outside][0]}, which is not in {dataset.path}: it must be 0 to {dataset.n - 1}"
-        )
-    weights = np.asarray(getattr(subset, "weights", np.ones(len(indices))))
-    allowed = weights.shape == indices.shape and weights.dtype.kind in "iuf"
-    if not allowed or not np.isfinite(weights).all() or (weights < 0).any():
-        raise CoreclipError(
-            f"the subset's weights, of type {weights.dtype} and shape {weights.shape}, are not allowed: they must be "
-            f"{len(indices)} finite numbers of at least 0, one for each index"
-        )
-    return indices.astype(np.int64), weights.astype(np.float64)

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from coreclip.errors import CoreclipError
 from coreclip.pipeline.assemble import SHARD_BYTES, Part, assemble, check_space, layout_of
 from coreclip.pipeline.dataset import Dataset
 from coreclip.pipeline.publishing import derived_request, new_folder
+from coreclip.pipeline.subsets import checked_subset
 
 
 def materialise(
@@ -69,41 +69,3 @@ def materialise(
         "fingerprint": info["fingerprint"],
         "seconds": round(time.monotonic() - start, 3),
     }
-
-
-def checked_subset(subset: Any, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices int64 (k,) and weights float64 (k,) of a subset, checked against the data set; None is all of it.
-
-    Raises
-    ------
-    CoreclipError
-        For a subset of another data set, an empty one, indices that are outside, and weights that are not finite or
-        are negative.
-    """
-    if subset is None:
-        return np.arange(dataset.n), np.ones(dataset.n)
-    fingerprint = getattr(subset, "fingerprint", None)
-    if fingerprint is not None and fingerprint != dataset.fingerprint:
-        raise CoreclipError(
-            f"the subset was chosen from data set {fingerprint}, {dataset.path} is {dataset.fingerprint}; "
-            "choose one from this data set"
-        )
-    indices = np.asarray(getattr(subset, "indices", subset))
-    if indices.ndim != 1 or indices.dtype.kind not in "iu" or not len(indices):
-        raise CoreclipError(
-            f"subset of type {indices.dtype} and shape {indices.shape} is not allowed: it must be a non-empty list of "
-            "integer indices; turn a mask into them with numpy.flatnonzero(mask)"
-        )
-    outside = (indices < 0) | (indices >= dataset.n)
-    if outside.any():
-        raise CoreclipError(
-            f"subset has the index {indices[outside][0]}, which is not in {dataset.path}: it must be 0 to {dataset.n - 1}"
-        )
-    weights = np.asarray(getattr(subset, "weights", np.ones(len(indices))))
-    allowed = weights.shape == indices.shape and weights.dtype.kind in "iuf"
-    if not allowed or not np.isfinite(weights).all() or (weights < 0).any():
-        raise CoreclipError(
-            f"the subset's weights, of type {weights.dtype} and shape {weights.shape}, are not allowed: one finite number "
-            "of at least 0 for each index"
-        )
-    return indices.astype(np.int64), weights.astype(np.float64)

@@ -184,13 +184,11 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 @contextlib.contextmanager
-def explained_full_disk(target: Path) -> Iterator[None]:
+def explained_full_disk(target: Path, remedy: str = "run the same command again") -> Iterator[None]:
     """Turn the system's error for a full disk into one that says what to do."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise CoreclipError(
-            f"the disk of {target} is full ({error.strerror}); free some and run the same command again"
-        ) from None
+        raise CoreclipError(f"the disk of {target} is full ({error.strerror}); free some and {remedy}") from None

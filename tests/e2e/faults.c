@@ -1,7 +1,8 @@
 /* Preloaded into a process and its children: counts calls, and lets the n-th one of a kind fail.
  *
- * FAULT_COUNTERS names a file of five int64: calls of write, fsync, rename, decode, and which call is to fail (0: none).
- * FAULT_KIND is write, fsync or rename; FAULT_ROOT the folder below which calls count. Decodes always count.
+ * FAULT_COUNTERS names a file of five int64: calls of write, fsync, rename, reads of images, and which call is to fail (0: none).
+ * FAULT_KIND is write, fsync or rename; FAULT_ROOT the folder below which calls count. Reads of 1 KiB and more of
+ * .jpg files always count: an image is read once for each time that it is decoded.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -16,7 +17,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { WRITE, FSYNC, RENAME, DECODE, FAIL_AT };
+enum { WRITE, FSYNC, RENAME, IMAGE, FAIL_AT };
 static const char *NAMES[] = {"write", "fsync", "rename"};
 static volatile int64_t *counters;
 
@@ -42,13 +43,17 @@ static int fails(int kind, const char *path) {
     return 1;
 }
 
-static int fails_at(int kind, int descriptor) {
-    char link[64], path[4096];
+static ssize_t path_of(int descriptor, char *path, size_t size) {
+    char link[64];
     snprintf(link, sizeof link, "/proc/self/fd/%d", descriptor);
-    ssize_t n = readlink(link, path, sizeof path - 1);
-    if (n < 0) return 0;
-    path[n] = 0;
-    return fails(kind, path);
+    ssize_t n = readlink(link, path, size - 1);
+    path[n < 0 ? 0 : n] = 0;
+    return n;
+}
+
+static int fails_at(int kind, int descriptor) {
+    char path[4096];
+    return path_of(descriptor, path, sizeof path) >= 0 && fails(kind, path);
 }
 
 #define NEXT(name, ...) ((__VA_ARGS__) dlsym(RTLD_NEXT, name))
@@ -79,9 +84,18 @@ int renameat(int from_folder, const char *from, int to_folder, const char *to) {
     return fails(RENAME, to) ? -1 : NEXT("renameat", int (*)(int, const char *, int, const char *))(from_folder, from, to_folder, to);
 }
 
-int tjDecompress2(void *handle, const unsigned char *data, unsigned long n, unsigned char *out, int width, int pitch, int height, int format, int flags) {
-    typedef int (*Decompress)(void *, const unsigned char *, unsigned long, unsigned char *, int, int, int, int, int);
-    void *library = dlopen("libturbojpeg.so.0", RTLD_NOW | RTLD_NOLOAD);
-    if (counters) __sync_add_and_fetch(&counters[DECODE], 1);
-    return ((Decompress) dlsym(library, "tjDecompress2"))(handle, data, n, out, width, pitch, height, format, flags);
+static void count_image(int descriptor, size_t n) {
+    char path[4096];
+    if (!counters || n < 1024 || path_of(descriptor, path, sizeof path) < 4) return;
+    if (strcmp(path + strlen(path) - 4, ".jpg") == 0) __sync_add_and_fetch(&counters[IMAGE], 1);
+}
+
+ssize_t pread(int descriptor, void *data, size_t n, off_t at) {
+    count_image(descriptor, n);
+    return NEXT("pread", ssize_t (*)(int, void *, size_t, off_t))(descriptor, data, n, at);
+}
+
+ssize_t pread64(int descriptor, void *data, size_t n, off64_t at) {
+    count_image(descriptor, n);
+    return NEXT("pread64", ssize_t (*)(int, void *, size_t, off64_t))(descriptor, data, n, at);
 }

@@ -624,7 +624,8 @@ def test_17_opening_makes_python_objects_of_every_allocation(tmp_path: Path, who
         return sys.getallocatedblocks() - before
 
     assert objects_made(lambda: OSCacheManager(Reader(str(path)))) > 2 * n
-    assert objects_made(lambda: read_shard(path)) < 1000
+    dataset = make_dataset(tmp_path / "data", n, rows_per_shard=n, size=(1, 1), raw_every=1)
+    assert objects_made(dataset.open_shards) < 1000
     assert OSCacheContext.start_batch is MemoryContext.start_batch  # which reads nothing ahead
 
 

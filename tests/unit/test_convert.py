@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import inspect
 import io
 import json
 import os
@@ -23,6 +24,7 @@ from coreclip import files
 from coreclip.errors import CoreclipError
 from coreclip.pipeline import ConvertReport, Dataset, Tokenizer, convert
 from coreclip.pipeline.beton import read_shard
+from coreclip.pipeline.job import check_job
 
 SMALL = {"vocab_size": 300, "shard_bytes": 1 << 16, "context": 16}
 
@@ -119,7 +121,9 @@ def test_shards_are_cut_and_counted(done):
     for entry in info["shards"]:
         with read_shard(done["data"] / entry["file"]) as shard:
             assert shard.rows == entry["rows"]
-            assert shard.image_sizes.sum() <= 1.1 * (1 << 16), "ranges are cut by the sources' sizes"
+            assert shard.image_sizes.sum() <= 1.1 * (1 << 16), "what is stored is about as large as its source"
+            keys = Dataset(done["data"]).keys[first : first + shard.rows]
+            assert sum(len(samples(60)[key]["jpg"]) for key in keys) <= 1 << 16, "shards are cut by the sources' sizes"
             assert shard.index.tolist() == list(range(first, first + shard.rows))
         assert files.sha256_file(done["data"] / entry["file"]) == entry["sha256"]
         first += entry["rows"]
@@ -175,7 +179,9 @@ def test_a_damaged_data_set_is_named_not_taken_for_done(name, damage, done, tmp_
 def converting(arguments: dict, **options) -> subprocess.Popen:
     """The conversion in a process of its own."""
     code = "import json, sys\nfrom coreclip.pipeline import convert\nconvert(**json.loads(sys.argv[1]))"
-    return subprocess.Popen([sys.executable, "-c", code, json.dumps(arguments, default=str)], **options)
+    command = [sys.executable, "-c", code, json.dumps(arguments, default=str)]
+    # A shell's background jobs ignore Ctrl-C, and so would their children.
+    return subprocess.Popen(command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **options)
 
 
 def wait_for(condition, process: subprocess.Popen | None = None) -> None:
@@ -188,7 +194,7 @@ def wait_for(condition, process: subprocess.Popen | None = None) -> None:
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_conversion_goes_on_and_ends_with_the_same_bytes(sent, tmp_path):
-    source = write_tar(tmp_path / "pairs.tar", samples(600))
+    source = write_tar(tmp_path / "pairs.tar", samples(130))
     arguments = {"sources": [source], "dataset": tmp_path / "data", "workers": 2, **SMALL}
     journal = tmp_path / ".data.partial" / "work" / "journal.jsonl"
     process = converting(arguments, stderr=subprocess.PIPE)
@@ -409,3 +415,7 @@ def test_the_facade_gives_the_functions_even_after_their_modules_were_imported()
         "assert set(p.__all__) <= set(dir(p)) and not hasattr(p, 'nothing')"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_checked_job_has_the_defaults_of_convert():
+    assert inspect.signature(check_job).parameters == inspect.signature(convert).parameters

@@ -25,7 +25,7 @@ def run(files, *, sizes=None, mode=None, tolerated=None, denominator=1, side=16,
     decoder.scratch[:] = poison
     images, valid = np.full((n, side, side, 3), 77, np.uint8), np.zeros(n, bool)
     decode.decode_images(
-        decoder.handle, decoder.scratch, np.array([s.ctypes.data for s in stored], np.uint64),
+        decoder.scratch, np.array([s.ctypes.data for s in stored], np.uint64),
         np.array([s.size for s in stored], np.uint64), np.array(mode or [0] * n, np.uint8), width.astype(np.int64), height.astype(np.int64),
         np.array(tolerated or [False] * n), boxes, denominators, images, valid,
     )  # fmt: skip
@@ -190,7 +190,7 @@ with event.install_recorder("numba:compile") as compiled:
     decoder = decode.Decoder()
     decoder.reserve(decode.scratch_bytes(*size, one))
     images, valid = np.zeros((1, 16, 16, 3), np.uint8), np.zeros(1, bool)
-    decode.decode_images(decoder.handle, decoder.scratch, np.array([data.ctypes.data], np.uint64),
+    decode.decode_images(decoder.scratch, np.array([data.ctypes.data], np.uint64),
         np.array([data.size], np.uint64), np.zeros(1, np.uint8), *size, np.zeros(1, bool), boxes, one, images, valid)
 assert valid.all() and images.any() and "ffcv" not in sys.modules
 print(len(compiled.buffer))

@@ -107,7 +107,7 @@ def loader_pixels(prepared: PreparedImage, decoder: Decoder, side: int) -> np.nd
     one = np.ones(1, np.int64)
     decoder.reserve(scratch_bytes(size[0], size[1], one))
     decode_images(
-        decoder.handle, decoder.scratch, np.array([stored.ctypes.data], np.uint64), np.array([stored.size], np.uint64),
+        decoder.scratch, np.array([stored.ctypes.data], np.uint64), np.array([stored.size], np.uint64),
         np.array([JPEG if prepared.mode == "jpg" else RAW], np.uint8), size[0], size[1], np.array([prepared.warning != ""]),
         np.array([[0.0, 0.0, prepared.width, prepared.height]]), one, images, valid,
     )  # fmt: skip
@@ -239,7 +239,7 @@ def turbo(subsampling: int, **environment: str) -> bytes:
         ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int,
         ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_int,
     ]  # fmt: skip
-    library.tjFree.argtypes = [ctypes.c_void_p]
+    library.tjFree.argtypes = library.tjDestroy.argtypes = [ctypes.c_void_p]
     handle = library.tjInitCompress()
     out, n_bytes = ctypes.c_void_p(), ctypes.c_ulong()
     with pytest.MonkeyPatch.context() as patch:
