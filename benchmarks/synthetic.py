@@ -108,12 +108,12 @@ def _blocks(first: int, count: int, tokens: np.ndarray) -> Iterator[tuple[int, b
     rows["tokens"], rows["index"] = address, first + row
     rows["captions"]["ptr"], rows["captions"]["size"] = address + record.fields["captions"][1], len(text)
     rows["image"]["ptr"] = address + record.fields["image"][1]
-    table = np.zeros((count, 3), beton._ALLOCATION)
+    table = np.zeros((count, 3), beton.ALLOCATION)
     table["sample_id"] = row[:, None]
     table["ptr"] = np.stack([rows["tokens"], rows["captions"]["ptr"], rows["image"]["ptr"]], axis=1)
     table["size"] = [CONTEXT * 2, len(text), 3 * SIDE * SIDE]
     end = pages + n_pages * MIN_PAGE
-    header = np.array([(2, len(field_names(False)), MIN_PAGE, count, end)], beton._HEADER)
+    header = np.array([(2, len(field_names(False)), MIN_PAGE, count, end)], beton.HEADER)
     yield 0, header.tobytes() + beton._descriptors(False, (1, CONTEXT)).tobytes() + rows.tobytes()
     yield end, table.tobytes()
 

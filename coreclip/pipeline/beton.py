@@ -35,7 +35,7 @@ TOKEN_BYTES = 2
 MODES = ("jpg", "raw")  # a mode's place is its code in the file
 
 _VERSION = 2
-_HEADER = np.dtype(
+HEADER = np.dtype(
     [
         ("version", "<u2"),
         ("num_fields", "<u2"),
@@ -44,8 +44,10 @@ _HEADER = np.dtype(
         ("alloc_table_ptr", "<u8"),
     ]
 )
-_DESCRIPTOR = np.dtype([("type_id", "u1"), ("name", "u1", 16), ("arguments", "u1", 1024)])
-_ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+DESCRIPTOR = np.dtype([("type_id", "u1"), ("name", "u1", 16), ("arguments", "u1", 1024)])
+ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+IMAGE = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("ptr", "<u8")])
+SPAN = np.dtype([("ptr", "<u8"), ("size", "<u8")])
 _ARRAY_ARGUMENTS = np.dtype([("shape", "<u8", 32), ("type_length", "<u8")])
 _TOKEN = np.dtype("<u2")
 _TOKEN_TYPE = json.dumps(_TOKEN.descr).encode("ascii")
@@ -54,8 +56,8 @@ _PIECE = 1 << 13  # rows whose tables are read and checked at a time: 1 MB, whic
 
 # Name: (FFCV's type id, its metadata). Unaligned records inside an aligned one, as numpy builds them for FFCV.
 _FIELDS = {
-    "image": (2, np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("ptr", "<u8")])),
-    "captions": (5, np.dtype([("ptr", "<u8"), ("size", "<u8")])),
+    "image": (2, IMAGE),
+    "captions": (5, SPAN),
     "tokens": (4, np.dtype("<u8")),
     "index": (1, np.dtype("<i8")),
     "label": (1, np.dtype("<i8")),
@@ -104,7 +106,7 @@ def renumber_rows(path: str | os.PathLike[str], labels: bool, first_index: int) 
     first_index : int
     """
     with open(path, "r+b") as file:
-        n_rows = int(np.frombuffer(file.read(_HEADER.itemsize), _HEADER)["num_samples"][0])
+        n_rows = int(np.frombuffer(file.read(HEADER.itemsize), HEADER)["num_samples"][0])
         file.seek(_metadata_start(labels))
         rows = np.fromfile(file, _metadata_type(labels), n_rows)
         rows["index"] = np.arange(first_index, first_index + n_rows)
@@ -256,12 +258,12 @@ class ShardLayout:
     def tables(self) -> list[tuple[int, bytes]]:
         """Return (address, bytes) of all that is neither a row nor the header; the last one ends the file."""
         metadata = _descriptors(self._labels, self._token_shape).tobytes() + self._metadata[: self.rows].tobytes()
-        return [(_HEADER.itemsize, metadata), (self._table_address, self._allocation_table().tobytes())]
+        return [(HEADER.itemsize, metadata), (self._table_address, self._allocation_table().tobytes())]
 
     def header(self) -> bytes:
         """Return the first bytes of the file; without them every reader refuses it."""
         n_fields = len(field_names(self._labels))
-        header = np.array([(_VERSION, n_fields, self.page_size, self.rows, self._table_address)], _HEADER)
+        header = np.array([(_VERSION, n_fields, self.page_size, self.rows, self._table_address)], HEADER)
         return header.tobytes()
 
     @property
@@ -292,7 +294,7 @@ class ShardLayout:
 
     def _allocation_table(self) -> np.ndarray:
         rows = self._metadata[: self.rows]
-        table = np.zeros((self.rows, _ALLOCATIONS_PER_ROW), _ALLOCATION)
+        table = np.zeros((self.rows, _ALLOCATIONS_PER_ROW), ALLOCATION)
         table["sample_id"] = np.arange(self.rows)[:, None]
         table["ptr"] = np.stack([rows["tokens"], rows["captions"]["ptr"], rows["image"]["ptr"]], axis=1)
         table["size"][:, 0] = self._token_bytes
@@ -640,7 +642,7 @@ class _Tables:
 
     def buffers(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return room for the metadata and the allocations of ``count`` rows."""
-        return np.empty(count, _metadata_type(self.labels)), np.empty(count * _ALLOCATIONS_PER_ROW, _ALLOCATION)
+        return np.empty(count, _metadata_type(self.labels)), np.empty(count * _ALLOCATIONS_PER_ROW, ALLOCATION)
 
 
 def _read_into(path: Path, file: int, out: np.ndarray, start: int) -> np.ndarray:
@@ -670,12 +672,12 @@ def _metadata_type(labels: bool) -> np.dtype:
 
 
 def _metadata_start(labels: bool) -> int:
-    return _HEADER.itemsize + len(field_names(labels)) * _DESCRIPTOR.itemsize
+    return HEADER.itemsize + len(field_names(labels)) * DESCRIPTOR.itemsize
 
 
 def _descriptors(labels: bool, token_shape: tuple[int, int]) -> np.ndarray:
     names = field_names(labels)
-    descriptors = np.zeros(len(names), _DESCRIPTOR)
+    descriptors = np.zeros(len(names), DESCRIPTOR)
     for descriptor, name in zip(descriptors, names, strict=True):
         descriptor["type_id"] = _FIELDS[name][0]
         descriptor["name"][: len(name)] = np.frombuffer(name.encode("ascii"), np.uint8)
@@ -688,8 +690,8 @@ def _descriptors(labels: bool, token_shape: tuple[int, int]) -> np.ndarray:
 
 
 def _read_header(path: Path, file: int, size: int) -> np.void:
-    _require(size >= _HEADER.itemsize, path, f"it has {size} bytes", f"a header alone has {_HEADER.itemsize}")
-    header = _read_into(path, file, np.empty(1, _HEADER), 0)[0]
+    _require(size >= HEADER.itemsize, path, f"it has {size} bytes", f"a header alone has {HEADER.itemsize}")
+    header = _read_into(path, file, np.empty(1, HEADER), 0)[0]
     if header["version"] == 0:
         _refuse(path, "its header is empty", "so its writer never finished")
     _require(header["version"] == _VERSION, path, f"its version is {header['version']}", f"it must be {_VERSION}")
@@ -707,7 +709,7 @@ def _read_header(path: Path, file: int, size: int) -> np.void:
 def _read_descriptors(path: Path, file: int, n_fields: int) -> tuple[bool, tuple[int, int]]:
     labels = n_fields == 5
     names = field_names(labels)
-    descriptors = _read_into(path, file, np.empty(n_fields, _DESCRIPTOR), _HEADER.itemsize)
+    descriptors = _read_into(path, file, np.empty(n_fields, DESCRIPTOR), HEADER.itemsize)
     found = [
         (descriptor["name"].tobytes().split(b"\0")[0].decode("ascii", "backslashreplace"), int(descriptor["type_id"]))
         for descriptor in descriptors
@@ -727,7 +729,7 @@ def _find_tables(path: Path, file: int, size: int, header: np.void, labels: bool
     n_rows, table_start = int(header["num_samples"]), int(header["alloc_table_ptr"])
     data_start = _metadata_start(labels) + n_rows * _metadata_type(labels).itemsize
     _require(data_start <= table_start, path, f"its {n_rows} rows end at byte {data_start}", f"after {table_start}")
-    expected_size = table_start + n_rows * _ALLOCATIONS_PER_ROW * _ALLOCATION.itemsize
+    expected_size = table_start + n_rows * _ALLOCATIONS_PER_ROW * ALLOCATION.itemsize
     _require(size == expected_size, path, f"it has {size} bytes", f"its {n_rows} rows need {expected_size}")
     return _Tables(path, file, n_rows, labels, data_start, table_start, int(header["page_size"]))
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from coreclip.errors import CoreclipError
-from coreclip.pipeline.beton import MODES, Shard, read_shard
+from coreclip.pipeline.beton import ALLOCATION, DESCRIPTOR, HEADER, IMAGE, MODES, SPAN, Shard, read_shard
 from coreclip.pipeline.dataset import Dataset, read_table
 from coreclip.pipeline.records import (
     MAX_TEXT_BYTES,
@@ -30,16 +30,9 @@ from coreclip.pipeline.records import (
 
 CAPTION_FIELDS = ("captions", "caption", "text", "texts", "txt", "title")
 LABEL_FIELDS = ("label", "labels", "class", "target", "y")
-_HEADER = np.dtype(
-    [("version", "<u2"), ("num_fields", "<u2"), ("page_size", "<u4"), ("num_samples", "<u8"), ("table", "<u8")]
-)
-_DESCRIPTOR = np.dtype([("type_id", "u1"), ("name", "u1", 16), ("arguments", "u1", 1024)])
-_ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
-_SPAN = np.dtype([("ptr", "<u8"), ("size", "<u8")])
-_IMAGE = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("ptr", "<u8")])
 _FLOAT, _INT, _RGB, _BYTES, _ARRAY, _JSON, _TENSOR = range(7)
 _METADATA = {
-    _FLOAT: np.dtype("<f8"), _INT: np.dtype("<i8"), _RGB: _IMAGE, _BYTES: _SPAN, _ARRAY: np.dtype("<u8"), _JSON: _SPAN,
+    _FLOAT: np.dtype("<f8"), _INT: np.dtype("<i8"), _RGB: IMAGE, _BYTES: SPAN, _ARRAY: np.dtype("<u8"), _JSON: SPAN,
     _TENSOR: np.dtype("<u8"),
 }  # fmt: skip
 _MAX_FIELDS = 256
@@ -90,28 +83,26 @@ class _Beton:
     def __init__(self, path: Path) -> None:
         self.path = path
         with open(path, "rb") as file:
-            content = file.read(_HEADER.itemsize)
-            self._require(
-                len(content) == _HEADER.itemsize, f"has {len(content)} bytes; a header has {_HEADER.itemsize}"
-            )
+            content = file.read(HEADER.itemsize)
+            self._require(len(content) == HEADER.itemsize, f"has {len(content)} bytes; a header has {HEADER.itemsize}")
             self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        header = np.frombuffer(content, _HEADER)[0]
+        header = np.frombuffer(content, HEADER)[0]
         self.n_rows = int(header["num_samples"])
-        n_fields, table_start, size = int(header["num_fields"]), int(header["table"]), len(self._mapping)
+        n_fields, table_start, size = int(header["num_fields"]), int(header["alloc_table_ptr"]), len(self._mapping)
         self._require(header["version"] == 2, f"has the version {header['version']}; FFCV 1.0 writes 2")
         self._require(0 < n_fields <= _MAX_FIELDS, f"has {n_fields} fields; 1 to {_MAX_FIELDS} are allowed")
         self._require(table_start > 0, "was never finished: it has no allocation table")
-        rows_start = _HEADER.itemsize + n_fields * _DESCRIPTOR.itemsize
+        rows_start = HEADER.itemsize + n_fields * DESCRIPTOR.itemsize
         self._require(rows_start <= size, "ends within its field table")
         kinds = self._read_fields(n_fields)
         row_type = np.dtype([(f"f{i}", _METADATA[kind]) for i, kind in enumerate(kinds.values())], align=True)
         rows_end = rows_start + self.n_rows * row_type.itemsize
         self._require(rows_end <= table_start <= size, f"ends before the {self.n_rows} rows that it announces")
-        n_allocations = (size - table_start) // _ALLOCATION.itemsize
-        self._require(table_start + n_allocations * _ALLOCATION.itemsize == size, "ends within its allocation table")
+        n_allocations = (size - table_start) // ALLOCATION.itemsize
+        self._require(table_start + n_allocations * ALLOCATION.itemsize == size, "ends within its allocation table")
         rows = np.frombuffer(self._mapping, row_type, self.n_rows, rows_start)
         self.metadata = {name: rows[f"f{i}"] for i, name in enumerate(kinds)}
-        table = np.frombuffer(self._mapping, _ALLOCATION, n_allocations, table_start)
+        table = np.frombuffer(self._mapping, ALLOCATION, n_allocations, table_start)
         self._data = (rows_end, table_start)
         self._table = table[np.argsort(table["ptr"], kind="stable")]
         self._assign(kinds)
@@ -143,7 +134,7 @@ class _Beton:
         return _parse_captions(text, self.captions) if self._is_json else [text]
 
     def _read_fields(self, n_fields: int) -> dict[str, int]:
-        descriptors = np.frombuffer(self._mapping, _DESCRIPTOR, n_fields, _HEADER.itemsize)
+        descriptors = np.frombuffer(self._mapping, DESCRIPTOR, n_fields, HEADER.itemsize)
         kinds: dict[str, int] = {}
         for descriptor in descriptors:
             name = descriptor["name"].tobytes().partition(b"\0")[0].decode("utf-8", "backslashreplace")

@@ -8,15 +8,14 @@ accurate transforms that Pillow uses, and every return code is checked. Left out
 
 import ctypes
 import functools
-import importlib.util
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from numba import njit, types
 
 from coreclip.errors import CoreclipError
+from coreclip.pipeline.ffcv_library import REMEDY, find_ffcv_library
 from coreclip.pipeline.resize import resize_planes
 
 _ADDRESS = types.uintp
@@ -78,22 +77,15 @@ def load_decoder() -> ctypes.CDLL:
     """
     from llvmlite import binding
 
-    remedy = "install ffcv anew with libturbojpeg (2.0 or later) present"
-    spec = importlib.util.find_spec("ffcv")
-    folders = list(spec.submodule_search_locations or ()) if spec else []
-    files = [file for folder in folders for file in sorted(Path(folder).glob("_libffcv*.so"))]
-    if not files:
-        raise CoreclipError(
-            f"FFCV's compiled decoder (_libffcv*.so) is not found in {folders or 'any package'}; {remedy}"
-        )
+    path = find_ffcv_library()
     try:
-        binding.load_library_permanently(str(files[0]))
-        library = ctypes.CDLL(str(files[0]))
+        binding.load_library_permanently(str(path))
+        library = ctypes.CDLL(str(path))
     except (OSError, RuntimeError) as error:
-        raise CoreclipError(f"{files[0]} can't be loaded: {error}; {remedy}") from None
+        raise CoreclipError(f"{path} can't be loaded: {error}; {REMEDY}") from None
     missing = [name for name in _SYMBOLS if not binding.address_of_symbol(name)]
     if missing:
-        raise CoreclipError(f"{files[0]} brings no {missing[0]}; {remedy}")
+        raise CoreclipError(f"{path} brings no {missing[0]}; {REMEDY}")
     return library
 
 

@@ -7,7 +7,6 @@ a 4:4:4 JPEG. Colour profiles are ignored, and of an animation the first frame i
 """
 
 import ctypes
-import importlib.util
 import io
 import re
 import struct
@@ -15,10 +14,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from coreclip.pipeline.ffcv_library import find_ffcv_library
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # no others: Pillow's EPS reader runs a program
 _RAW_PIXELS = 32 * 32
@@ -331,12 +331,7 @@ def _stock_decode(data: bytes, height: int, width: int) -> str:
 
 @cache
 def _stock_library() -> ctypes.CDLL:
-    # Importing ffcv would cost 5 s and 400 MB; its decoder is a plain C function.
-    package = importlib.util.find_spec("ffcv")
-    if package is None or not package.submodule_search_locations:
-        raise ImportError("ffcv is not installed")
-    (path,) = Path(package.submodule_search_locations[0]).glob("_libffcv*.so")
-    library = ctypes.CDLL(str(path))
+    library = ctypes.CDLL(str(find_ffcv_library()))
     library.tjGetErrorStr2.restype = ctypes.c_char_p
     library.tjInitDecompress.restype = ctypes.c_void_p
     library.tjDecompress2.argtypes = [
