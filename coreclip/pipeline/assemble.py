@@ -458,7 +458,7 @@ class _Copier:
         if self._writer is None:
             likely = min(max(2 * self._layout.shard_bytes // mean, _FEWEST_ROWS), _MOST_ROWS)
             self._max_rows = min(likely, self._total)
-            self._page_size = page_size_for(largest)
+            self._page_size = page_size_for(largest, mean)
             self._writer = ShardWriter(
                 self._folder / f"{len(self.shards):05d}.beton",
                 captions_per_row=self._layout.captions_per_row,

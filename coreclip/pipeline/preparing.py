@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from coreclip.pipeline.beton import MODES, RowFacts, encode_captions, row_bytes, write_at
+from coreclip.pipeline.beton import MODES, RowFacts, encode_captions, row_bytes, write_rows_at
 from coreclip.pipeline.images import ImageRejected, PreparedImage, prepare_image, prepare_pixels
 from coreclip.pipeline.ledger import pairs_rows
 from coreclip.pipeline.manifest import read_rows
 from coreclip.pipeline.records import ImageReference, Record, Reject, read_image
 from coreclip.pipeline.tokenizer import Tokenizer
 
-_held: dict[int, list[bytes]] = {}  # rows of prepared chunks that wait for their places
+_held: dict[int, list[tuple[bytes, bytes]]] = {}  # rows of prepared chunks that wait for their places
 _SYNC_FILE_RANGE_WRITE = 2
 
 
@@ -122,16 +122,14 @@ def prepare_chunk(
 
 def write_chunk(number: int, placements: Sequence[Placement]) -> None:
     """Write a held chunk's rows, run after run, and forget them."""
-    rows = iter(_held.pop(number))
+    rows = _held.pop(number)
     for placement in placements:
         descriptor = os.open(placement.path, os.O_WRONLY)
         try:
-            end = 0
-            for address in placement.addresses.tolist():
-                row = next(rows)
-                write_at(descriptor, row, address)
-                end = address + len(row)
-            _start_writeback(descriptor, int(placement.addresses[0]), end)
+            addresses = placement.addresses.tolist()
+            end = write_rows_at(descriptor, rows[: len(addresses)], addresses)
+            del rows[: len(addresses)]
+            _start_writeback(descriptor, addresses[0], end)
         finally:
             os.close(descriptor)
 

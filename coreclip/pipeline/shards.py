@@ -62,6 +62,7 @@ class ShardSequence:
     def __init__(self, staging: Staging, plan: Plan, *, context: int, shard_bytes: int) -> None:
         self._staging, self._plan = staging, plan
         self._context, self._shard_bytes = context, shard_bytes
+        self._typical_bytes = plan.bytes_to_store // max(plan.rows, 1)
         self._schema = pairs_schema(plan.labels, plan.columns)
         self._entries = read_journal(staging.journal, staging.path)
         self.next_row = self._row = self._entries[-1].next_row if self._entries else 0
@@ -148,7 +149,7 @@ class ShardSequence:
             n_bytes = n_tokens * TOKEN_BYTES + int(row.n_caption_bytes[0] + row.n_image_bytes[0])
             self._entry.layout = ShardLayout(
                 captions_per_row=self._plan.captions_per_row, context=self._context, labels=self._plan.labels,
-                page_size=page_size_for(n_bytes), max_rows=rows_left, name=str(self._entry.path),
+                page_size=page_size_for(n_bytes, self._typical_bytes), max_rows=rows_left, name=str(self._entry.path),
             )  # fmt: skip
             self._n_shards += 1
         return self._entry.layout, self._entry.path

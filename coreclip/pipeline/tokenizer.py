@@ -4,6 +4,7 @@ Ids 0 to 3 are padding, start, end and unknown. Left out: CLIP's own vocabulary.
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable
 from functools import cached_property
@@ -22,6 +23,8 @@ PADDING, START, END, UNKNOWN = range(4)
 SPECIAL_TOKENS = ("<pad>", "<start>", "<end>", "<unk>")
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
 LARGEST_VOCABULARY = 1 << 16  # ids are stored as uint16
+_WORDS_KEPT = 1 << 17
+_LONGEST_LOOKED_UP = 4096  # characters of a text
 
 
 class Tokenizer:
@@ -35,6 +38,7 @@ class Tokenizer:
 
     def __init__(self, serialised: str) -> None:
         self.serialised = serialised
+        self._known_words: dict[str, list[int]] = {}
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int = 4096) -> "Tokenizer":
@@ -47,14 +51,11 @@ class Tokenizer:
             At most so many ids, 260 to 65536; fewer where the texts hold no more pairs that occur twice.
         """
         check_vocab_size(vocab_size)
-        from tokenizers import Regex, models, normalizers, pre_tokenizers, processors, trainers
         from tokenizers import Tokenizer as Backend
+        from tokenizers import models, pre_tokenizers, processors, trainers
 
         backend = Backend(models.BPE(unk_token=SPECIAL_TOKENS[UNKNOWN]))
-        backend.normalizer = normalizers.Sequence(
-            [normalizers.NFC(), normalizers.Lowercase(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
-        )
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        backend.normalizer, backend.pre_tokenizer = _new_rules()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
             min_frequency=2,
@@ -107,10 +108,38 @@ class Tokenizer:
         Each row is start, the text's ids, end, padding; a text that is too long is cut before its end.
         """
         tokens = np.zeros((len(texts), context), dtype=np.int64)
-        for row, encoding in zip(tokens, self._backend.encode_batch(texts, add_special_tokens=False), strict=True):
-            ids = [START, *encoding.ids[: context - 2], END]
+        for row, text_ids in zip(tokens, self._ids(texts), strict=True):
+            ids = [START, *text_ids[: context - 2], END]
             row[: len(ids)] = ids
         return tokens
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        """Return the ids of each text. Words are looked up: they come again and again, and no token spans two of them."""
+        known = self._known_words
+        words_of = [self._words(text) for text in texts]
+        if unknown := list({word for words in words_of for word in words} - known.keys()):
+            if len(known) + len(unknown) > _WORDS_KEPT:
+                self._known_words = known = {}  # another thread may still use the old ones
+                unknown = list({word for words in words_of for word in words})
+            encodings = self._backend_of_words.encode_batch(unknown, add_special_tokens=False)
+            known.update((word, encoding.ids) for word, encoding in zip(unknown, encodings, strict=True))
+        ids = [[i for word in words for i in known[word]] for words in words_of]
+        whole = [number for number, text in enumerate(texts) if not self._has_words(text)]
+        encodings = self._backend.encode_batch([texts[number] for number in whole], add_special_tokens=False)
+        for number, encoding in zip(whole, encodings, strict=True):
+            ids[number] = encoding.ids
+        return ids
+
+    def _words(self, text: str) -> list[str]:
+        """Return a text's normalised words; none where it must be encoded whole."""
+        if not self._has_words(text):
+            return []
+        plain = text.isascii() and text.isprintable()  # then this is what the normaliser does
+        normalised = text.lower() if plain else self._backend.normalizer.normalize_str(text)
+        return [word for word in normalised.split(" ") if word]
+
+    def _has_words(self, text: str) -> bool:
+        return self._splits_at_spaces and "<" not in text and len(text) <= _LONGEST_LOOKED_UP  # "<": special tokens
 
     @property
     def vocab_size(self) -> int:
@@ -124,15 +153,40 @@ class Tokenizer:
 
     @cached_property
     def _backend(self) -> "tokenizers.Tokenizer":
-        from tokenizers import Tokenizer as Backend
+        return _to_backend(self.serialised)
 
-        backend = Backend.from_str(self.serialised)
-        backend.no_truncation()
-        backend.no_padding()
-        return backend
+    @cached_property
+    def _backend_of_words(self) -> "tokenizers.Tokenizer":
+        """The backend for words that are normalised already."""
+        return _to_backend(json.dumps({**json.loads(self.serialised), "normalizer": None}))
+
+    @cached_property
+    def _splits_at_spaces(self) -> bool:
+        """Whether texts are normalised and split as :meth:`train` says; a file from elsewhere may say otherwise."""
+        stored = json.loads(self.serialised)
+        rules = [json.loads(rule.__getstate__()) for rule in _new_rules()]
+        return [stored["normalizer"], stored["pre_tokenizer"]] == rules
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[str]]:
         return Tokenizer, (self.serialised,)
+
+
+def _new_rules() -> tuple["tokenizers.normalizers.Normalizer", "tokenizers.pre_tokenizers.PreTokenizer"]:
+    """Return how a text is normalised, and then split into what is encoded by itself."""
+    from tokenizers import Regex, normalizers, pre_tokenizers
+
+    spaces = normalizers.Replace(Regex(r"\s+"), " ")
+    normaliser = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase(), spaces, normalizers.Strip()])
+    return normaliser, pre_tokenizers.ByteLevel(add_prefix_space=True)
+
+
+def _to_backend(serialised: str) -> "tokenizers.Tokenizer":
+    from tokenizers import Tokenizer as Backend
+
+    backend = Backend.from_str(serialised)
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
 
 
 def check_vocab_size(vocab_size: int) -> None:

@@ -74,6 +74,14 @@ ssize_t pwrite64(int descriptor, const void *data, size_t n, off64_t at) {
     return fails_at(WRITE, descriptor) ? -1 : NEXT("pwrite64", ssize_t (*)(int, const void *, size_t, off64_t))(descriptor, data, n, at);
 }
 
+ssize_t pwritev(int descriptor, const struct iovec *parts, int n, off_t at) {
+    return fails_at(WRITE, descriptor) ? -1 : NEXT("pwritev", ssize_t (*)(int, const struct iovec *, int, off_t))(descriptor, parts, n, at);
+}
+
+ssize_t pwritev64(int descriptor, const struct iovec *parts, int n, off64_t at) {
+    return fails_at(WRITE, descriptor) ? -1 : NEXT("pwritev64", ssize_t (*)(int, const struct iovec *, int, off64_t))(descriptor, parts, n, at);
+}
+
 int fsync(int descriptor) { return fails_at(FSYNC, descriptor) ? -1 : NEXT("fsync", int (*)(int))(descriptor); }
 
 int rename(const char *from, const char *to) {

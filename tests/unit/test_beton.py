@@ -20,6 +20,7 @@ from coreclip.pipeline.beton import (
     page_size_for,
     read_shard,
     sample_bytes,
+    write_rows_at,
 )
 
 M, CONTEXT = 3, 8
@@ -208,6 +209,10 @@ def test_page_sizes() -> None:
     assert page_size_for(1) == MIN_PAGE
     assert page_size_for(MIN_PAGE + 1) == 2 * MIN_PAGE
     assert page_size_for(1 << 31) == 1 << 31
+    assert page_size_for(1, 100_000) == MIN_PAGE
+    assert page_size_for(1, 1_100_000) == 16 << 20
+    assert page_size_for(17 << 20, 1_100_000) == 32 << 20
+    assert page_size_for(1, 1 << 40) == 64 << 20
     with pytest.raises(CoreclipError, match="too large: a row must fit in one page of at most 2147483648 bytes"):
         page_size_for((1 << 31) + 1)
 
@@ -406,3 +411,37 @@ def test_addresses_are_of_the_file_in_memory(tmp_path: Path) -> None:
 
 def test_captions_end_in_a_zero_byte_and_hold_no_other() -> None:
     assert encode_captions(["a\0b"]).count(b"\0") == 1
+
+
+def _rows(sizes: list[int]) -> list[tuple[bytes, bytes]]:
+    return [(bytes([1 + i % 200]) * 7, bytes([2 + i % 200]) * n) for i, n in enumerate(sizes)]
+
+
+@pytest.mark.parametrize("most_at_once", [1 << 40, 1000, 1])
+def test_rows_written_side_by_side_lie_where_they_belong(tmp_path, monkeypatch, most_at_once):
+    """However few bytes the system takes at once, which it may when the disk is nearly full."""
+    system_pwritev = os.pwritev
+
+    def some_of_them(descriptor: int, parts: list[bytes], address: int) -> int:
+        left, taken = most_at_once, []
+        for part in parts:
+            taken.append(part[:left])
+            left -= len(taken[-1])
+        return system_pwritev(descriptor, taken, address)
+
+    monkeypatch.setattr(os, "pwritev", some_of_them)
+    rows = _rows([1, 100, 3000, 8, 9, 50, 700] * 200)
+    addresses = []
+    end = 40
+    for number, row in enumerate(rows):
+        start = -(-end // 8) * 8 + (4096 if number % 300 == 299 else 0)  # now and then a new page begins
+        addresses.append(start)
+        end = start + len(row[0]) + len(row[1])
+    expected = bytearray(end)
+    for row, address in zip(rows, addresses, strict=True):
+        expected[address : address + len(row[0]) + len(row[1])] = b"".join(row)
+    path = tmp_path / "rows"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
+    assert write_rows_at(descriptor, rows, addresses) == end
+    os.close(descriptor)
+    assert path.read_bytes() == bytes(expected)

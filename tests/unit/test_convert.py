@@ -309,12 +309,21 @@ def test_an_image_larger_than_the_page_begins_a_shard_with_a_larger_one(tmp_path
     large = jpeg(1, (1400, 1400), quality=95)
     assert len(large) > 1 << 21
     source = write_tar(
-        tmp_path / "a.tar", {str(i): {"jpg": large if i == 2 else jpeg(i), "txt": b"t"} for i in range(5)}
+        tmp_path / "a.tar", {str(i): {"jpg": large if i == 2 else jpeg(i), "txt": b"t"} for i in range(20)}
     )
     convert([source], tmp_path / "data", vocab_size=300)
     data = Dataset(tmp_path / "data")
     assert data.image_bytes(2) == large
-    assert [shard["rows"] for shard in data.info["shards"]] == [2, 3]
+    assert [shard["rows"] for shard in data.info["shards"]] == [2, 18]
+
+
+def test_large_images_share_pages_so_that_little_of_a_shard_is_padding(tmp_path):
+    images = {str(i): {"jpg": jpeg(i, (1000, 1100), quality=95), "txt": b"t"} for i in range(24)}
+    n_bytes = sum(len(image["jpg"]) for image in images.values())
+    assert n_bytes / 24 > 1 << 20  # one would lie in a page of 2 MiB alone
+    convert([write_tar(tmp_path / "a.tar", images)], tmp_path / "data", vocab_size=300)
+    (shard,) = Dataset(tmp_path / "data").info["shards"]
+    assert shard["bytes"] < 1.7 * n_bytes  # the first page of 16 MiB is the header's and the metadata's
 
 
 def test_columns_of_the_sources_are_kept_with_one_type_each(tmp_path):

@@ -87,3 +87,20 @@ def test_a_tokenizer_with_other_special_tokens_is_refused(tokenizer, tmp_path):
     (tmp_path / "t.json").write_text(json.dumps(other))
     with pytest.raises(CoreclipError, match="they must be 0, 1, 2, 3"):
         Tokenizer.load(tmp_path / "t.json")
+
+
+def test_more_words_than_are_kept_are_encoded_all_the_same(tokenizer, monkeypatch):
+    monkeypatch.setattr("coreclip.pipeline.tokenizer._WORDS_KEPT", 4)
+    texts = ["a dog and a cat", "two dogs on the beach", "the cat sleeps", "a dog and a cat"]
+    once = Tokenizer(tokenizer.serialised)
+    assert np.array_equal(np.concatenate([once.encode([text], 16) for text in texts]), tokenizer.encode(texts, 16))
+    assert len(once._known_words) <= 5
+
+
+def test_a_tokenizer_with_other_rules_keeps_to_them(tokenizer, tmp_path):
+    stored = json.loads(tokenizer.serialised)
+    stored["normalizer"] = None
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored))
+    upper, lower = Tokenizer.load(tmp_path / "tokenizer.json").encode(["DOG", "dog"], 16)
+    assert not np.array_equal(upper, lower)
+    assert np.array_equal(lower, tokenizer.encode(["dog"], 16)[0])
