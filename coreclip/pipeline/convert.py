@@ -29,6 +29,7 @@ from coreclip.pipeline.workers import WorkerPool
 from coreclip.progress import Progress
 
 _MOST_CAPTIONS_TO_LEARN = 1 << 17  # a tokenizer's few thousand merges are settled long before; more cost 50 us each
+_BYTES_FOR_COMPILED_CODE = 1 << 29  # it loads as long as it then saves on half of them
 _CHUNKS_PER_WORKER = 3  # under way at once: one at work, two waiting
 
 
@@ -279,7 +280,7 @@ def _write_shards(staging: Staging, plan: Plan, job: Job, pool: WorkerPool) -> S
                 journaled.pop(oldest).result()
             prepared = pool.submit(
                 prepare_chunk, chunk.number, manifest[chunk.part], chunk.first, chunk.rows, job.images, table,
-                worker=chunk.number % job.workers,
+                plan.bytes_in >= _BYTES_FOR_COMPILED_CODE, worker=chunk.number % job.workers,
             )  # fmt: skip
             under_way.append((chunk, prepared))
         while under_way:

@@ -90,7 +90,13 @@ class _JpegHeader:
 
 
 def prepare_image(
-    data: bytes, *, max_side: int | None = None, check: str = "decode", max_pixels: int = 179_000_000, quality: int = 95
+    data: bytes,
+    *,
+    max_side: int | None = None,
+    check: str = "decode",
+    max_pixels: int = 179_000_000,
+    quality: int = 95,
+    is_clean: Callable[[bytes], bool] | None = None,
 ) -> PreparedImage:
     """Check an encoded image and return what to store for it.
 
@@ -106,6 +112,9 @@ def prepare_image(
         More are refused before any of them is decoded.
     quality : int
         Of JPEGs that are stored anew, 1..95.
+    is_clean : callable, optional
+        Says of a JPEG that the stock decoder would have no complaint, see :class:`coreclip.pipeline.entropy.ScanChecker`;
+        it then is not asked.
 
     Raises
     ------
@@ -121,7 +130,7 @@ def prepare_image(
         header = _parse_jpeg(data)
         _check_size(header.width, header.height, max_pixels)
         if check == "decode" and header.brings_its_tables:
-            warning = _check_jpeg(data, header)
+            warning = "" if is_clean is not None and is_clean(data) else _check_jpeg(data, header)
         if warning:
             _decode(data, None, max_pixels)  # what Pillow refuses too is no harmless warning
         fits = max_side is None or max(header.width, header.height) <= max_side

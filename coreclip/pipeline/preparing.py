@@ -8,9 +8,10 @@ import ctypes
 import functools
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -21,6 +22,9 @@ from coreclip.pipeline.ledger import pairs_rows
 from coreclip.pipeline.manifest import read_rows
 from coreclip.pipeline.records import ImageReference, Record, Reject, read_image
 from coreclip.pipeline.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from coreclip.pipeline.entropy import ScanChecker
 
 _held: dict[int, list[tuple[bytes, bytes]]] = {}  # rows of prepared chunks that wait for their places
 _SYNC_FILE_RANGE_WRITE = 2
@@ -90,12 +94,16 @@ class Placement:
 
 
 def prepare_chunk(
-    number: int, manifest: Path, first: int, n_records: int, images: ImageOptions, table: TableOptions
+    number: int, manifest: Path, first: int, n_records: int, images: ImageOptions, table: TableOptions, compiled: bool
 ) -> Prepared:
-    """Prepare some records of a part of the manifest and hold their bytes; a bad image is a reject, not an exception."""
+    """Prepare some records of a part of the manifest and hold their bytes; a bad image is a reject, not an exception.
+
+    ``compiled`` says whether there is so much to check that compiled code, which takes a while to load, is worth it.
+    """
     Image.MAX_IMAGE_PIXELS = None  # max_pixels rules, and this process does nothing else
     records = read_rows(manifest, first, n_records)
-    outcomes = [prepare_record(record, images, table.labels) for record in records]
+    is_clean = _scan_checker().is_clean if compiled and images.check == "decode" else None
+    outcomes = [prepare_record(record, images, table.labels, is_clean) for record in records]
     kept = [i for i, outcome in enumerate(outcomes) if not isinstance(outcome, Reject)]
     prepared = [outcome for outcome in outcomes if not isinstance(outcome, Reject)]
     stored = [image for image, _ in prepared]
@@ -146,10 +154,12 @@ def _libc() -> ctypes.CDLL:
     return library
 
 
-def prepare_record(record: Record, images: ImageOptions, labels: bool) -> tuple[PreparedImage, str] | Reject:
+def prepare_record(
+    record: Record, images: ImageOptions, labels: bool, is_clean: Callable[[bytes], bool] | None = None
+) -> tuple[PreparedImage, str] | Reject:
     """Return what to store and the SHA-256 of the source's image bytes, or why there is nothing.
 
-    ``labels`` says that every pair must have one.
+    ``labels`` says that every pair must have one, ``is_clean`` is that of :func:`coreclip.pipeline.images.prepare_image`.
     """
     reference = record.image
     reject = Reject(record.source, record.key, "no class number, which other pairs of this data set have")
@@ -163,12 +173,14 @@ def prepare_record(record: Record, images: ImageOptions, labels: bool) -> tuple[
         reason = f"the image can't be read: {len(data)} of its {reference.size} bytes are there"
         return replace(reject, reason=reason)
     try:
-        return _to_prepared(data, reference, images), hashlib.sha256(data).hexdigest()
+        return _to_prepared(data, reference, images, is_clean), hashlib.sha256(data).hexdigest()
     except ImageRejected as rejected:
         return replace(reject, reason=str(rejected))
 
 
-def _to_prepared(data: bytes, reference: ImageReference, options: ImageOptions) -> PreparedImage:
+def _to_prepared(
+    data: bytes, reference: ImageReference, options: ImageOptions, is_clean: Callable[[bytes], bool] | None
+) -> PreparedImage:
     if reference.channels:
         return prepare_pixels(
             data, reference.height, reference.width, reference.channels, max_side=options.max_side, quality=options.quality
@@ -179,7 +191,15 @@ def _to_prepared(data: bytes, reference: ImageReference, options: ImageOptions) 
         check=options.check,
         max_pixels=options.max_pixels,
         quality=options.quality,
+        is_clean=is_clean,
     )
+
+
+@functools.cache
+def _scan_checker() -> "ScanChecker":
+    from coreclip.pipeline.entropy import ScanChecker
+
+    return ScanChecker()
 
 
 def _tokenise(records: list[Record], table: TableOptions) -> np.ndarray:

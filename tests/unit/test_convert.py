@@ -146,6 +146,21 @@ def test_one_worker_writes_the_same_bytes_as_two(done, tmp_path):
     assert contents(tmp_path / "data") == contents(done["data"])
 
 
+def test_the_check_of_large_conversions_accepts_and_refuses_the_same(tmp_path, monkeypatch):
+    pairs = samples(30)
+    whole = pairs["0001"]["jpg"]
+    pairs["0001"]["jpg"] = whole[: len(whole) // 2]  # premature end
+    pairs["0002"]["jpg"] = whole[:-2] + b"stray" + whole[-2:]  # harmless, and recorded
+    source = write_tar(tmp_path / "a.tar", pairs)
+    convert([source], tmp_path / "small", **SMALL)
+    monkeypatch.setattr(sys.modules["coreclip.pipeline.convert"], "_BYTES_FOR_COMPILED_CODE", 0)
+    convert([source], tmp_path / "large", **SMALL)
+    assert contents(tmp_path / "large") == contents(tmp_path / "small")
+    pairs_table = Dataset(tmp_path / "large").pairs
+    assert pairs_table.set_index("key")["warning"]["0002"] != ""
+    assert "0001" in set(pd.read_parquet(tmp_path / "large" / "rejects.parquet")["key"])
+
+
 def test_the_same_conversion_again_is_verified_and_changes_nothing(done):
     before = {path: path.stat().st_mtime_ns for path in done["data"].iterdir()}
     report = convert([done["source"]], done["data"], workers=1, **SMALL)
