@@ -150,7 +150,7 @@ def test_the_check_of_large_conversions_accepts_and_refuses_the_same(tmp_path, m
     pairs = samples(30)
     whole = pairs["0001"]["jpg"]
     pairs["0001"]["jpg"] = whole[: len(whole) // 2]  # premature end
-    pairs["0002"]["jpg"] = whole[:-2] + b"stray" + whole[-2:]  # harmless, and recorded
+    pairs["0002"]["jpg"] = whole[:-2] + b"stray" * 5 + whole[-2:]  # harmless, and recorded
     source = write_tar(tmp_path / "a.tar", pairs)
     convert([source], tmp_path / "small", **SMALL)
     monkeypatch.setattr(sys.modules["coreclip.pipeline.convert"], "_BYTES_FOR_COMPILED_CODE", 0)
