@@ -117,13 +117,14 @@ class Tokenizer:
         """Return the ids of each text. Words are looked up: they come again and again, and no token spans two of them."""
         known = self._known_words
         words_of = [self._words(text) for text in texts]
-        if unknown := list({word for words in words_of for word in words} - known.keys()):
+        words = {word for each in words_of for word in each}
+        if unknown := [word for word in words if word not in known]:
             if len(known) + len(unknown) > _WORDS_KEPT:
                 self._known_words = known = {}  # another thread may still use the old ones
-                unknown = list({word for words in words_of for word in words})
+                unknown = list(words)
             encodings = self._backend_of_words.encode_batch(unknown, add_special_tokens=False)
             known.update((word, encoding.ids) for word, encoding in zip(unknown, encodings, strict=True))
-        ids = [[i for word in words for i in known[word]] for words in words_of]
+        ids = [[i for word in each for i in known[word]] for each in words_of]
         whole = [number for number, text in enumerate(texts) if not self._has_words(text)]
         encodings = self._backend.encode_batch([texts[number] for number in whole], add_special_tokens=False)
         for number, encoding in zip(whole, encodings, strict=True):
