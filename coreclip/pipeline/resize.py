@@ -11,7 +11,20 @@ import math
 import numpy as np
 from numba import njit
 
-_BLOCK = 32  # rows of the horizontal pass: whole registers of float32, and a block that stays in the cache
+from coreclip.pipeline.vectors import BYTE_TILE, FLOAT_TILE, WIDTH, put_bytes, transpose_tile, weighted_sum
+
+_BLOCK = WIDTH  # rows of the horizontal pass: whole registers of float32, and a block that stays in the cache
+# Of the three planes in red, green and blue, and what is added: JFIF's full-range BT.601, and a half to round by.
+_YCC = np.array(
+    [
+        [1, 0, 1.402, 0.5 - 128 * 1.402],
+        [1, -0.344136, -0.714136, 0.5 + 128 * (0.344136 + 0.714136)],
+        [1, 1.772, 0, 0.5 - 128 * 1.772],
+    ],
+    np.float32,
+)
+_RGB = np.array([[1, 0, 0, 0.5], [0, 1, 0, 0.5], [0, 0, 1, 0.5]], np.float32)
+_GREY = np.array([[1, 0, 0, 0.5]] * 3, np.float32)
 _GROUP = 4  # taps summed before an accumulator is stored
 
 
@@ -27,10 +40,8 @@ def _bicubic(x: float) -> float:
 
 
 @njit(cache=True, nogil=True)
-def resize_weights(
-    low: float, high: float, n_in: int, n_out: int, shrunk: int, n_stored: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return which stored pixels of one axis make each output pixel, and their weights.
+def resize_weights(low: float, high: float, n_in: int, n_out: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return which pixels of one axis make each output pixel, and their weights.
 
     Parameters
     ----------
@@ -38,46 +49,69 @@ def resize_weights(
         The part of the axis to resize, pixels; pixels beside it contribute at its borders, as with Pillow's ``box``.
     n_in, n_out : int
         Length of the whole axis, and of the output.
-    shrunk : int
-        1, or by how much a chroma plane is smaller. Its enlargement is part of the weights: linear from 2 ("fancy
-        upsampling"), by repetition from 4, as in libjpeg.
-    n_stored : int
-        Length of the axis in the plane.
 
     Returns
     -------
     starts : int64 (n_out,)
-        First stored pixel of each output pixel.
+        First pixel of each output pixel.
     weights : float32 (n_out, taps)
-        Sum to 1; taps is a multiple of 4, with zeros at the end, so ``starts + taps`` can exceed ``n_stored``.
+        Sum to 1; taps is a multiple of 4, with zeros at the end, so ``starts + taps`` can exceed ``n_in``.
     """
     scale = (high - low) / n_out
     stretch = max(scale, 1.0)
     support = 2.0 * stretch
     starts = np.empty(n_out, np.int64)
-    weights = np.zeros((n_out, (2 * math.ceil(support) + 3 + _GROUP) // _GROUP * _GROUP), np.float32)
+    weights = np.zeros((n_out, _whole_groups(2 * math.ceil(support) + 1)), np.float32)
     widest = 1
     for i in range(n_out):
         centre = low + (i + 0.5) * scale
         first = max(0, int(centre - support + 0.5))
         last = min(n_in, int(centre + support + 0.5))
-        start = max(0, (first - 1) // 2) if shrunk == 2 else first // shrunk
         total = 0.0
         for x in range(first, last):
-            total += _bicubic((x - centre + 0.5) / stretch)
-        for x in range(first, last):
-            weight = _bicubic((x - centre + 0.5) / stretch) / total
+            weight = _bicubic((x - centre + 0.5) / stretch)
+            weights[i, x - first] = weight
+            total += weight
+        for tap in range(last - first):
+            weights[i, tap] /= total
+        widest = max(widest, last - first)
+        starts[i] = first
+    return starts, weights[:, : _whole_groups(widest)].copy()
+
+
+@njit(cache=True, nogil=True)
+def chroma_weights(
+    starts: np.ndarray, weights: np.ndarray, n_in: int, shrunk: int, n_stored: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return for a plane that is ``shrunk`` times as small what :func:`resize_weights` returned for a whole one.
+
+    Its enlargement becomes part of the weights: linear from 2 ("fancy upsampling"), by repetition from 4, as in libjpeg.
+    ``n_stored`` is the length of the axis in the plane.
+    """
+    n_out, taps = weights.shape
+    own_starts, own = np.empty(n_out, np.int64), np.zeros((n_out, _whole_groups(taps // shrunk + 3)), np.float32)
+    widest = 1
+    for i in range(n_out):
+        start = max(0, (starts[i] - 1) // 2) if shrunk == 2 else starts[i] // shrunk
+        for tap in range(min(taps, n_in - starts[i])):
+            x, weight = starts[i] + tap, weights[i, tap]
+            if weight == 0:
+                continue
             near = x // shrunk - start
             if shrunk == 2:
                 next_to = min(max(x // 2 + (x % 2) * 2 - 1, 0), n_stored - 1) - start
-                weights[i, next_to] += 0.25 * weight
-                weights[i, near] += 0.75 * weight
+                own[i, next_to] += np.float32(0.25) * weight
+                own[i, near] += np.float32(0.75) * weight
             else:
-                weights[i, near] += weight
+                own[i, near] += weight
             widest = max(widest, near + (shrunk == 2) + 1)
-        starts[i] = start
-    taps = (widest + _GROUP - 1) // _GROUP * _GROUP
-    return starts, weights[:, :taps].copy()
+        own_starts[i] = start
+    return own_starts, own[:, : _whole_groups(widest)].copy()
+
+
+@njit(cache=True, nogil=True)
+def _whole_groups(taps: int) -> int:
+    return (taps + _GROUP - 1) // _GROUP * _GROUP
 
 
 @njit(cache=True, nogil=True, fastmath=True)
@@ -104,20 +138,6 @@ def _sum_rows(plane: np.ndarray, start: int, weights: np.ndarray, left: int, row
                 )
 
 
-@njit(cache=True, nogil=True, fastmath=True)
-def _sum_columns(block: np.ndarray, start: int, weights: np.ndarray, out: np.ndarray) -> None:
-    """Write to ``out`` float32 (32,) the weighted sum of the rows of ``block`` float32 (w, 32) from ``start`` on."""
-    for tap in range(0, weights.size, _GROUP):
-        w0, w1, w2, w3 = weights[tap], weights[tap + 1], weights[tap + 2], weights[tap + 3]
-        a0, a1, a2, a3 = block[start + tap], block[start + tap + 1], block[start + tap + 2], block[start + tap + 3]
-        if tap == 0:
-            for r in range(_BLOCK):
-                out[r] = w0 * a0[r] + w1 * a1[r] + w2 * a2[r] + w3 * a3[r]
-        else:
-            for r in range(_BLOCK):
-                out[r] += w0 * a0[r] + w1 * a1[r] + w2 * a2[r] + w3 * a3[r]
-
-
 @njit(cache=True, nogil=True)
 def _resize_block(
     plane: np.ndarray,
@@ -136,31 +156,13 @@ def _resize_block(
     width = min(plane.shape[1], column_starts[-1] + column_weights.shape[1]) - left
     for r in range(min(_BLOCK, row_starts.size - y0)):
         _sum_rows(plane, row_starts[y0 + r], row_weights[y0 + r], left, lines[r, :width])
-    for x in range(width):
-        for r in range(_BLOCK):
-            block[x, r] = lines[r, x]
-    last = column_starts.size - 1
+    for x in range(0, width, FLOAT_TILE):
+        for r in range(0, _BLOCK, FLOAT_TILE):
+            transpose_tile(lines, r * lines.shape[1] + x, lines.shape[1], block, x * _BLOCK + r, _BLOCK)
+    last, taps = column_starts.size - 1, column_weights.shape[1]
     for i in range(column_starts.size):
-        _sum_columns(block, column_starts[i] - left, column_weights[i], out[last - i if mirrored else i])
-
-
-@njit(cache=True, nogil=True, fastmath=True)
-def _to_bytes(y: np.ndarray, u: np.ndarray, v: np.ndarray, is_ycc: bool, rgb: np.ndarray) -> None:
-    """Write to ``rgb`` uint8 (3, m) the colours of three float32 (m,); YCbCr is JFIF's (full-range BT.601)."""
-    half, top = np.float32(0.5), np.float32(255.0)
-    zero = np.float32(0.0)
-    red, green, blue = rgb[0], rgb[1], rgb[2]
-    if is_ycc:
-        for i in range(y.size):
-            luma, cb, cr = y[i] + half, u[i] - np.float32(128.0), v[i] - np.float32(128.0)
-            red[i] = np.uint8(min(top, max(zero, luma + np.float32(1.402) * cr)))
-            green[i] = np.uint8(min(top, max(zero, luma - np.float32(0.344136) * cb - np.float32(0.714136) * cr)))
-            blue[i] = np.uint8(min(top, max(zero, luma + np.float32(1.772) * cb)))
-    else:
-        for i in range(y.size):
-            red[i] = np.uint8(min(top, max(zero, y[i] + half)))
-            green[i] = np.uint8(min(top, max(zero, u[i] + half)))
-            blue[i] = np.uint8(min(top, max(zero, v[i] + half)))
+        start, to = (column_starts[i] - left) * _BLOCK, (last - i if mirrored else i) * _BLOCK
+        weighted_sum(block, start, column_weights, i * taps, taps, out, to)
 
 
 @njit(cache=True, nogil=True)
@@ -198,35 +200,46 @@ def resize_planes(
     mirrored = box[2] < box[0]
     left, right = min(box[0], box[2]) * scale, max(box[0], box[2]) * scale
     top, bottom = box[1] * scale, box[3] * scale
-    whole = int(np.int64(1))  # a literal would be a type of its own, and the function compiled twice
-    rows = resize_weights(top, bottom, size[1], height, whole, first.shape[0])
-    columns = resize_weights(left, right, size[0], width, whole, first.shape[1])
-    chroma_rows = resize_weights(top, bottom, size[1], height, shrunk[1], second.shape[0])
-    chroma_columns = resize_weights(left, right, size[0], width, shrunk[0], second.shape[1])
+    rows = resize_weights(top, bottom, size[1], height)
+    columns = resize_weights(left, right, size[0], width)
+    chroma_rows, chroma_columns = rows, columns
+    if shrunk[1] > 1:
+        chroma_rows = chroma_weights(rows[0], rows[1], size[1], shrunk[1], second.shape[0])
+    if shrunk[0] > 1:
+        chroma_columns = chroma_weights(columns[0], columns[1], size[0], shrunk[0], second.shape[1])
     widest = max(first.shape[1], second.shape[1])
-    lines = np.zeros((_BLOCK, widest), np.float32)
+    lines = np.zeros((_BLOCK, widest + FLOAT_TILE), np.float32)
     # Taps of weight zero read beyond the last column: there must be numbers there, not NaN.
-    block = np.zeros((widest + max(columns[1].shape[1], chroma_columns[1].shape[1]), _BLOCK), np.float32)
+    taps = max(columns[1].shape[1], chroma_columns[1].shape[1])
+    block = np.zeros((widest + max(taps, FLOAT_TILE), _BLOCK), np.float32)
     sums = np.empty((3, width, _BLOCK), np.float32)
-    rgb = np.empty((3, width * _BLOCK), np.uint8)
+    rgb = np.empty((width, 3, _BLOCK), np.uint8)
     is_grey = second.ctypes.data == first.ctypes.data
+    colours = _GREY if is_grey else _YCC if is_ycc else _RGB
+    if is_grey:
+        sums[1:] = 0  # what is not written could be NaN
     for y0 in range(0, height, _BLOCK):
         for channel in range(1 if is_grey else 3):
             plane = first if channel == 0 else second if channel == 1 else third
             down = rows if channel == 0 else chroma_rows
             across = columns if channel == 0 else chroma_columns
             _resize_block(plane, y0, down, across, lines, block, mirrored, sums[channel])
-        flat = sums.reshape(3, width * _BLOCK)
-        _to_bytes(flat[0], flat[0 if is_grey else 1], flat[0 if is_grey else 2], is_ycc, rgb)
-        _interleave(rgb, out[y0 : y0 + _BLOCK])
+        for x in range(width):
+            for channel in range(3):
+                put_bytes(sums, x * _BLOCK, colours, channel, rgb, (3 * x + channel) * _BLOCK)
+        _put_rows(rgb, y0, out)
 
 
 @njit(cache=True, nogil=True)
-def _interleave(rgb: np.ndarray, out: np.ndarray) -> None:
-    """Write to ``out`` uint8 (rows, w, 3), rows <= 32, the colours ``rgb`` uint8 (3, w * 32)."""
-    for r in range(out.shape[0]):
-        line = out[r]
+def _put_rows(rgb: np.ndarray, y0: int, out: np.ndarray) -> None:
+    """Write to the rows ``y0``, ... of ``out`` uint8 (h, w, 3) the up to 32 that ``rgb`` uint8 (w, 3, 32) has as columns."""
+    n_rows, n_bytes = min(_BLOCK, out.shape[0] - y0), 3 * out.shape[1]
+    whole = n_rows // BYTE_TILE * BYTE_TILE if n_bytes >= BYTE_TILE else 0
+    for r in range(0, whole, BYTE_TILE):
+        for at in range(0, n_bytes, BYTE_TILE):
+            place = min(at, n_bytes - BYTE_TILE)  # the last tile overlaps the one before
+            transpose_tile(rgb, place * _BLOCK + r, _BLOCK, out, (y0 + r) * n_bytes + place, n_bytes)
+    for r in range(whole, n_rows):
+        line = out[y0 + r]
         for x in range(out.shape[1]):
-            line[x, 0] = rgb[0, x * _BLOCK + r]
-            line[x, 1] = rgb[1, x * _BLOCK + r]
-            line[x, 2] = rgb[2, x * _BLOCK + r]
+            line[x, 0], line[x, 1], line[x, 2] = rgb[x, 0, r], rgb[x, 1, r], rgb[x, 2, r]
