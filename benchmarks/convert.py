@@ -103,9 +103,11 @@ def set_cached(file: Path, state: str) -> None:
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def use_free_memory(n_bytes: int) -> None:
-    """Take so many bytes of memory from the system, as the output of a run will in the page cache, and give them back."""
-    mmap.mmap(-1, n_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE).close()
+def use_free_memory() -> None:
+    """Take most of the free memory from the system, where a run's output will lie in the page cache, and give it back."""
+    rows = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    free = next(int(row[1]) for row in rows if row[0] == "MemFree:") << 10
+    mmap.mmap(-1, free * 7 // 8, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE).close()
 
 
 def run_ours(shards: Path, out: Path, workers: int, n: int, *more: str) -> float:

@@ -33,8 +33,8 @@ READ = 110_000  # bytes of a random read: a row of raw pixels
 def main() -> None:
     options = arguments(__doc__ or "", mib=3072, limit_mib=768, size=64, batch_size=64, folder="")
     lines = [
-        "| | MB/s | images/s | read / stored bytes | peak RSS, MiB | peak of the group, MiB | killed |",
-        "|---|---|---|---|---|---|---|",
+        "| | MB/s | images/s | cores busy | read / stored bytes | peak RSS, MiB | peak of the group, MiB | killed |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     with tempfile.TemporaryDirectory(dir=options.folder or None) as temporary:
         for kind, size in (("raw", options.size), ("photos", 224)):
@@ -59,7 +59,7 @@ def main() -> None:
                     rate = found["n_bytes"] / found["seconds"] / 1e6
                     images = f"{found['images'] / found['seconds']:,.0f}" if found["images"] else ""
                     lines.append(
-                        f"| {kind}, {name} | {rate:,.0f} | {images} | {found['read'] / found['n_bytes']:.2f} | "
+                        f"| {kind}, {name} | {rate:,.0f} | {images} | {found['cores']:.2f} | {found['read'] / found['n_bytes']:.2f} | "
                         f"{found['peak_rss'] / MIB:,.0f} | {peak_of_group(group) / MIB:,.0f} | {out_of_memory_kills(group)} |"
                     )
             for file in path.iterdir():
@@ -81,15 +81,17 @@ def epoch(path: str, batch_size: str, size: str, order: str, stop: str) -> dict[
 
     dataset = Dataset(path)
     loader = make_loader(dataset, batch_size=int(batch_size), image_size=int(size), train=order == "random order")
-    before, start, images = bytes_read(), time.perf_counter(), 0
+    before, start, busy, images = bytes_read(), time.perf_counter(), time.process_time(), 0
     for number, batch in enumerate(loader, 1):
         assert batch.valid.all()
         images += len(batch)
         if number == int(stop):
             break
     seconds, n_bytes = time.perf_counter() - start, sum(shard["bytes"] for shard in dataset.info["shards"])
+    cores = (time.process_time() - busy) / seconds
     return {
         "seconds": seconds,
+        "cores": cores,
         "images": images,
         "n_bytes": n_bytes,
         "read": bytes_read() - before,
@@ -106,11 +108,13 @@ def read(path: str, order: str) -> dict[str, Any]:
         random.Random(0).shuffle(pieces)
         for file in files:
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
-    before, start = bytes_read(), time.perf_counter()
+    before, start, busy = bytes_read(), time.perf_counter(), time.process_time()
     with ThreadPoolExecutor(threads) as pool:
         n_bytes = sum(pool.map(lambda piece: len(os.pread(piece[0], length, piece[1])), pieces))
     seconds = time.perf_counter() - start
-    return {"seconds": seconds, "images": 0, "n_bytes": n_bytes, "read": bytes_read() - before, "peak_rss": peak_rss()}
+    cores = (time.process_time() - busy) / seconds
+    found = {"seconds": seconds, "cores": cores, "images": 0, "n_bytes": n_bytes}
+    return {**found, "read": bytes_read() - before, "peak_rss": peak_rss()}
 
 
 if __name__ == "__main__":
