@@ -27,6 +27,7 @@ from side_by_side import arguments, have_peers, peers_command, ratio, write_resu
 _DECODE, _HEADER = "coreclip convert", "coreclip convert --check header"
 _FFCV = "FFCV DatasetWriter"
 _CP_SHARDS, _CP_FILES = "cp -r and sync of the shards", "cp -r and sync of the loose files"
+_MEMORY_USED = 8 << 30
 _PAGE_BYTES = 32 << 20  # of FFCV's file; its 8 MiB are too few for the largest photographs
 
 
@@ -85,7 +86,7 @@ def measure_conversions(
             os.sync()
             for file in (file for source in sources for file in source.iterdir()):
                 set_cached(file, cache)
-            use_free_memory(sum(file.stat().st_size for source in sources for file in source.iterdir()))
+            use_free_memory()
             start = time.perf_counter()
             own_seconds = run(out)
             seconds = time.perf_counter() - start
@@ -104,10 +105,10 @@ def set_cached(file: Path, state: str) -> None:
 
 
 def use_free_memory() -> None:
-    """Take most of the free memory from the system, where a run's output will lie in the page cache, and give it back."""
+    """Take free memory from the system, where a run's output will lie in the page cache, and give it back."""
     rows = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
     free = next(int(row[1]) for row in rows if row[0] == "MemFree:") << 10
-    mmap.mmap(-1, free * 7 // 8, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE).close()
+    mmap.mmap(-1, min(free * 7 // 8, _MEMORY_USED), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE).close()
 
 
 def run_ours(shards: Path, out: Path, workers: int, n: int, *more: str) -> float:

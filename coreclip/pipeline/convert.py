@@ -230,8 +230,8 @@ def _plan(staging: Staging, job: Job, pool: WorkerPool) -> Plan:
     if job.class_names is not None and not plan.labels:
         remove(staging.path)
         raise CoreclipError(
-            f"--classes {','.join(job.class_names)} names classes, but no pair of the sources has a class number; "
-            f"leave it out"
+            f"the classes {','.join(job.class_names)} are named, but no pair of the sources has a class number; "
+            f"convert sources that have, or leave --classes out"
         )
     forecast = forecast_work(job, staging, plan)
     check_free_disk(job.target, forecast.bytes_needed)

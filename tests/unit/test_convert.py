@@ -420,7 +420,10 @@ def test_a_disk_that_is_too_small_is_noticed_before_the_work(tmp_path):
         ({"class_names": "cat"}, "--classes cat is not allowed: a list"),
         ({"class_names": ["a", "a"]}, "--classes a,a is not allowed: a list of different names"),
         ({"class_names": []}, "--classes"),
-        ({"class_names": ["a", "b"]}, "--classes a,b names classes, but no pair .* class number; leave it out"),
+        (
+            {"class_names": ["a", "b"]},
+            "classes a,b are named, but no pair .* class number; convert sources that have, or leave --classes out",
+        ),
         ({"tokenizer": "clip"}, "tokenizer clip is not supported yet"),
         ({"tokenizer": "none.json"}, "tokenizer none.json can't be read: No such file"),
     ],

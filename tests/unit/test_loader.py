@@ -347,3 +347,14 @@ def test_subset_of_another_dataset_is_refused(dataset):
 def test_negative_epoch_is_refused(dataset):
     with pytest.raises(CoreclipError, match="epoch = -1 is not allowed"):
         make_loader(dataset).set_epoch(-1)
+
+
+def test_a_loader_does_without_pandas(tmp_path):
+    """Its import takes a quarter of a second, which every start would wait for."""
+    make_dataset(tmp_path / "data", warnings={2: "extraneous bytes"})
+    code = (
+        "import sys; from coreclip.pipeline import Dataset, make_loader; data = Dataset(sys.argv[1]); "
+        "next(iter(make_loader(data, batch_size=4, image_size=16))); print(data.tolerated.nonzero()[0], 'pandas' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "data"], capture_output=True, text=True, check=True)
+    assert done.stdout == "[2] False\n"
