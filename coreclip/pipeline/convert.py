@@ -1,7 +1,7 @@
 """Sources to a data set: scan, train the tokenizer, prepare every image in worker processes, write shards, publish.
 
 The work happens in ``.NAME.partial`` beside the data set. What is written depends on the sources and options alone, not
-on the number of workers nor on how often the conversion was stopped. Left out: remote sources.
+on the number of workers nor on how often the conversion was stopped.
 """
 
 import itertools
@@ -86,8 +86,8 @@ def convert(
     Parameters
     ----------
     sources : sequence of path
-        WebDataset ``.tar`` files, folders of them, patterns like ``train-{00000..00004}.tar``; folders with a captions
-        table, or the table; IDX files of images.
+        Local files and folders or URLs, with patterns like ``train-{00000..00004}.tar``: WebDataset archives, folders with
+        a captions table, COCO, class folders, parquet, TFRecord, RecordIO, IDX, ``.beton`` files and data sets.
     dataset : path
         The folder to make.
     captions : path, optional

@@ -158,10 +158,10 @@ def _read_scan(
     if file[last] != 0 or file[last + 1] != 63 or file[last + 2] != 0:
         return 0, tables
     across, down = frame[0, 1], frame[0, 2]
-    if n_components == 1:
-        across = down = 1
     if not (1 <= across <= 4 and 1 <= down <= 4 and across * down <= 8 and across != 3 and down != 3):
         return 0, tables
+    if n_components == 1:
+        across = down = 1
     n_blocks = 0
     for i in range(n_components):
         dc, ac = file[start + 2 + 2 * i] >> 4, 4 + (file[start + 2 + 2 * i] & 15)

@@ -92,6 +92,19 @@ def test_what_is_called_clean_is_clean_however_it_was_damaged(mode, optimize, re
     assert 0 < called_clean < 750  # a flipped bit of a magnitude is no damage that anyone could see
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_what_is_called_clean_is_clean_with_any_byte_of_its_headers_changed(mode):
+    data = encode(picture(3, 35, 41, 30.0).convert(mode), optimize=True)
+    called_clean = 0
+    for place in range(2, data.index(b"\xff\xda") + 14):
+        for value in {0, 1, 3, 4, 0x10, 0x13, 0x41, 0x7F, 0xFF, data[place] ^ 1, data[place] ^ 0x80} - {data[place]}:
+            changed = data[:place] + bytes([value]) + data[place + 1 :]
+            if CHECKER.is_clean(changed):
+                called_clean += 1
+                assert complaint(changed) == "", (place, value)
+    assert called_clean > 300  # quantisation tables, the version of JFIF, ...
+
+
 @pytest.mark.parametrize("options", [{"progressive": True}, {"progressive": True, "optimize": True}])
 def test_what_is_not_baseline_is_left_to_libjpeg(options):
     assert not CHECKER.is_clean(encode(picture(1, 64, 64, 20.0), **options))
