@@ -21,7 +21,7 @@ from coreclip.pipeline.job import Job, PathLike, check_job
 from coreclip.pipeline.ledger import count_reasons, merge, pairs_schema, rejects_schema
 from coreclip.pipeline.manifest import Plan, read_captions
 from coreclip.pipeline.planning import forecast_work, scan_sources
-from coreclip.pipeline.preparing import Prepared, TableOptions, prepare_chunk, write_chunk
+from coreclip.pipeline.preparing import Prepared, TableOptions, is_worth_compiling, prepare_chunk, write_chunk
 from coreclip.pipeline.publishing import describe, explained_full_disk
 from coreclip.pipeline.shards import ShardSequence, Staging
 from coreclip.pipeline.tokenizer import Tokenizer
@@ -29,7 +29,6 @@ from coreclip.pipeline.workers import WorkerPool
 from coreclip.progress import Progress
 
 _MOST_CAPTIONS_TO_LEARN = 1 << 17  # a tokenizer's few thousand merges are settled long before; more cost 50 us each
-_BYTES_FOR_COMPILED_CODE = 1 << 29  # it loads as long as it then saves on half of them
 _CHUNKS_PER_WORKER = 3  # under way at once: one at work, two waiting
 
 
@@ -233,7 +232,7 @@ def _plan(staging: Staging, job: Job, pool: WorkerPool) -> Plan:
             f"the classes {','.join(job.class_names)} are named, but no pair of the sources has a class number; "
             f"convert sources that have, or leave --classes out"
         )
-    forecast = forecast_work(job, staging, plan)
+    forecast = forecast_work(job, staging, plan, pool)
     check_free_disk(job.target, forecast.bytes_needed)
     print(
         f"plan: {plan.rows:,} pairs with {plan.captions:,} captions, about {forecast.bytes_needed >> 20:,} MiB and "
@@ -280,7 +279,7 @@ def _write_shards(staging: Staging, plan: Plan, job: Job, pool: WorkerPool) -> S
                 journaled.pop(oldest).result()
             prepared = pool.submit(
                 prepare_chunk, chunk.number, manifest[chunk.part], chunk.first, chunk.rows, job.images, table,
-                plan.bytes_in >= _BYTES_FOR_COMPILED_CODE, worker=chunk.number % job.workers,
+                is_worth_compiling(plan.bytes_in), worker=chunk.number % job.workers,
             )  # fmt: skip
             under_way.append((chunk, prepared))
         while under_way:

@@ -15,9 +15,8 @@ import numpy as np
 from coreclip.files import free_disk
 from coreclip.pipeline.job import Job, PathLike, check_job
 from coreclip.pipeline.ledger import count_reasons
-from coreclip.pipeline.manifest import Plan, read_rows
-from coreclip.pipeline.preparing import prepare_record
-from coreclip.pipeline.records import Reject
+from coreclip.pipeline.manifest import Plan
+from coreclip.pipeline.preparing import TimedImages, is_worth_compiling, time_images
 from coreclip.pipeline.scanning import scan_part
 from coreclip.pipeline.staging import Staging
 from coreclip.pipeline.workers import WorkerPool
@@ -109,7 +108,7 @@ def plan_conversion(sources: Sequence[PathLike], dataset: PathLike, **options: A
         staging = Staging(Path(folder))
         staging.work.mkdir()
         plan = scan_sources(job, staging, pool)
-        forecast = forecast_work(job, staging, plan)
+        forecast = forecast_work(job, staging, plan, pool)
         reasons: dict[str, int] = {}
         for part in staging.scan_rejects(plan):
             for reason, count in count_reasons(part).items():
@@ -139,30 +138,23 @@ def scan_sources(job: Job, staging: Staging, pool: WorkerPool) -> Plan:
     return plan
 
 
-def forecast_work(job: Job, staging: Staging, plan: Plan) -> Forecast:
-    """Prepare some of the manifest's images, spread evenly over it, and conclude on all of them."""
+def forecast_work(job: Job, staging: Staging, plan: Plan, pool: WorkerPool) -> Forecast:
+    """Let a worker prepare some of the manifest's images, spread evenly over it, and conclude on all of them."""
     ends = np.cumsum(plan.part_rows)
-    rows = np.unique(np.linspace(0, max(plan.rows - 1, 0), min(_IMAGES_TIMED, plan.rows)).astype(np.int64))
-    start = time.monotonic()
-    n_in = n_stored = timed = rejected = 0
-    for row in rows.tolist():
+    manifest = staging.manifest(plan)
+    rows = []
+    for row in np.unique(
+        np.linspace(0, max(plan.rows - 1, 0), min(_IMAGES_TIMED, plan.rows)).astype(np.int64)
+    ).tolist():
         part = int(np.searchsorted(ends, row, side="right"))
-        (record,) = read_rows(staging.manifest(plan)[part], int(row - ends[part]) + plan.part_rows[part], 1)
-        outcome = prepare_record(record, job.images, plan.labels)
-        timed += 1
-        if isinstance(outcome, Reject):
-            rejected += 1
-        else:
-            n_in += record.image.size
-            n_stored += len(outcome[0].data)
-        if time.monotonic() - start > _SECONDS_TIMED:
-            break
-    seconds = (time.monotonic() - start) * plan.rows / max(timed, 1) / job.workers
-    inflated = n_stored / n_in if n_in else 1.0
+        rows.append((manifest[part], int(row - ends[part]) + plan.part_rows[part]))
+    compiled = is_worth_compiling(plan.bytes_in)
+    timed: TimedImages = pool.submit(time_images, rows, job.images, plan.labels, compiled, _SECONDS_TIMED).result()
+    inflated = timed.bytes_stored / timed.bytes_in if timed.bytes_in else 1.0
     tables = plan.rows * (_ROW_BYTES + 2 * job.context * plan.captions_per_row)
     return Forecast(
-        images_timed=timed,
-        rejected_share=rejected / max(timed, 1),
+        images_timed=timed.n,
+        rejected_share=timed.rejected / max(timed.n, 1),
         bytes_needed=int(plan.bytes_in * inflated) + tables,
-        seconds=seconds,
+        seconds=timed.seconds * plan.rows / max(timed.n, 1) / job.workers,
     )

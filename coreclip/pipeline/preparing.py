@@ -8,6 +8,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _held: dict[int, list[tuple[bytes, bytes]]] = {}  # rows of prepared chunks that wait for their places
 _SYNC_FILE_RANGE_WRITE = 2
+_BYTES_FOR_COMPILED_CODE = 1 << 29  # it loads as long as it then saves on half of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,11 +100,11 @@ def prepare_chunk(
 ) -> Prepared:
     """Prepare some records of a part of the manifest and hold their bytes; a bad image is a reject, not an exception.
 
-    ``compiled`` says whether there is so much to check that compiled code, which takes a while to load, is worth it.
+    ``compiled`` says whether to check with compiled code, see :func:`is_worth_compiling`.
     """
     Image.MAX_IMAGE_PIXELS = None  # max_pixels rules, and this process does nothing else
     records = read_rows(manifest, first, n_records)
-    is_clean = _scan_checker().is_clean if compiled and images.check == "decode" else None
+    is_clean = _is_clean(images, compiled)
     outcomes = [prepare_record(record, images, table.labels, is_clean) for record in records]
     kept = [i for i, outcome in enumerate(outcomes) if not isinstance(outcome, Reject)]
     prepared = [outcome for outcome in outcomes if not isinstance(outcome, Reject)]
@@ -195,11 +197,55 @@ def _to_prepared(
     )
 
 
+@dataclass(slots=True)
+class TimedImages:
+    """What :func:`time_images` has found: images, how many of them are refused, bytes read and stored, and seconds."""
+
+    n: int = 0
+    rejected: int = 0
+    bytes_in: int = 0
+    bytes_stored: int = 0
+    seconds: float = 0.0
+
+
+def time_images(
+    rows: Sequence[tuple[Path, int]], images: ImageOptions, labels: bool, compiled: bool, at_most: float
+) -> TimedImages:
+    """Prepare rows of parts of the manifest, keep nothing, and stop after ``at_most`` seconds."""
+    Image.MAX_IMAGE_PIXELS = None
+    is_clean = _is_clean(images, compiled)
+    timed, start = TimedImages(), time.monotonic()
+    for part, row in rows:
+        (record,) = read_rows(part, row, 1)
+        outcome = prepare_record(record, images, labels, is_clean)
+        timed.n += 1
+        if isinstance(outcome, Reject):
+            timed.rejected += 1
+        else:
+            timed.bytes_in += record.image.size
+            timed.bytes_stored += len(outcome[0].data)
+        timed.seconds = time.monotonic() - start
+        if timed.seconds > at_most:
+            break
+    return timed
+
+
+def is_worth_compiling(bytes_in: int) -> bool:
+    """Whether there is so much to check that compiled code, which takes a while to load, makes up for it."""
+    return bytes_in >= _BYTES_FOR_COMPILED_CODE
+
+
+def _is_clean(images: ImageOptions, compiled: bool) -> Callable[[bytes], bool] | None:
+    return _scan_checker().is_clean if compiled and images.check == "decode" else None
+
+
 @functools.cache
 def _scan_checker() -> "ScanChecker":
     from coreclip.pipeline.entropy import ScanChecker
 
-    return ScanChecker()
+    checker = ScanChecker()
+    checker.is_clean(b"")  # loads the compiled code
+    return checker
 
 
 def _tokenise(records: list[Record], table: TableOptions) -> np.ndarray:

@@ -153,7 +153,7 @@ def test_the_check_of_large_conversions_accepts_and_refuses_the_same(tmp_path, m
     pairs["0002"]["jpg"] = whole[:-2] + b"stray" * 5 + whole[-2:]  # harmless, and recorded
     source = write_tar(tmp_path / "a.tar", pairs)
     convert([source], tmp_path / "small", **SMALL)
-    monkeypatch.setattr(sys.modules["coreclip.pipeline.convert"], "_BYTES_FOR_COMPILED_CODE", 0)
+    monkeypatch.setattr("coreclip.pipeline.preparing._BYTES_FOR_COMPILED_CODE", 0)
     convert([source], tmp_path / "large", **SMALL)
     assert contents(tmp_path / "large") == contents(tmp_path / "small")
     pairs_table = Dataset(tmp_path / "large").pairs
