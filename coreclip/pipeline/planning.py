@@ -16,7 +16,7 @@ from coreclip.files import free_disk
 from coreclip.pipeline.job import Job, PathLike, check_job
 from coreclip.pipeline.ledger import count_reasons
 from coreclip.pipeline.manifest import Plan
-from coreclip.pipeline.preparing import TimedImages, is_worth_compiling, time_images
+from coreclip.pipeline.preparing import is_worth_compiling, time_image
 from coreclip.pipeline.scanning import scan_part
 from coreclip.pipeline.staging import Staging
 from coreclip.pipeline.workers import WorkerPool
@@ -142,19 +142,28 @@ def forecast_work(job: Job, staging: Staging, plan: Plan, pool: WorkerPool) -> F
     """Let a worker prepare some of the manifest's images, spread evenly over it, and conclude on all of them."""
     ends = np.cumsum(plan.part_rows)
     manifest = staging.manifest(plan)
-    rows = []
-    for row in np.unique(
-        np.linspace(0, max(plan.rows - 1, 0), min(_IMAGES_TIMED, plan.rows)).astype(np.int64)
-    ).tolist():
-        part = int(np.searchsorted(ends, row, side="right"))
-        rows.append((manifest[part], int(row - ends[part]) + plan.part_rows[part]))
+    rows = np.unique(np.linspace(0, max(plan.rows - 1, 0), min(_IMAGES_TIMED, plan.rows)).astype(np.int64))
     compiled = is_worth_compiling(plan.bytes_in)
-    timed: TimedImages = pool.submit(time_images, rows, job.images, plan.labels, compiled, _SECONDS_TIMED).result()
-    inflated = timed.bytes_stored / timed.bytes_in if timed.bytes_in else 1.0
+    n_in = n_stored = timed = rejected = 0
+    seconds = 0.0
+    for row in rows.tolist():
+        part = int(np.searchsorted(ends, row, side="right"))
+        own_row = int(row - ends[part]) + plan.part_rows[part]
+        # One by one: a worker whose parent is killed still ends what it was asked for.
+        image = pool.submit(time_image, manifest[part], own_row, job.images, plan.labels, compiled, worker=0)
+        own_seconds, sizes = image.result()
+        seconds, timed = seconds + own_seconds, timed + 1
+        if sizes is None:
+            rejected += 1
+        else:
+            n_in, n_stored = n_in + sizes[0], n_stored + sizes[1]
+        if seconds > _SECONDS_TIMED:
+            break
+    inflated = n_stored / n_in if n_in else 1.0
     tables = plan.rows * (_ROW_BYTES + 2 * job.context * plan.captions_per_row)
     return Forecast(
-        images_timed=timed.n,
-        rejected_share=timed.rejected / max(timed.n, 1),
+        images_timed=timed,
+        rejected_share=rejected / max(timed, 1),
         bytes_needed=int(plan.bytes_in * inflated) + tables,
-        seconds=timed.seconds * plan.rows / max(timed.n, 1) / job.workers,
+        seconds=seconds * plan.rows / max(timed, 1) / job.workers,
     )

@@ -197,37 +197,17 @@ def _to_prepared(
     )
 
 
-@dataclass(slots=True)
-class TimedImages:
-    """What :func:`time_images` has found: images, how many of them are refused, bytes read and stored, and seconds."""
-
-    n: int = 0
-    rejected: int = 0
-    bytes_in: int = 0
-    bytes_stored: int = 0
-    seconds: float = 0.0
-
-
-def time_images(
-    rows: Sequence[tuple[Path, int]], images: ImageOptions, labels: bool, compiled: bool, at_most: float
-) -> TimedImages:
-    """Prepare rows of parts of the manifest, keep nothing, and stop after ``at_most`` seconds."""
+def time_image(
+    part: Path, row: int, images: ImageOptions, labels: bool, compiled: bool
+) -> tuple[float, tuple[int, int] | None]:
+    """Prepare a row of a part of the manifest and keep nothing; return the seconds, and bytes read and stored, if any."""
     Image.MAX_IMAGE_PIXELS = None
     is_clean = _is_clean(images, compiled)
-    timed, start = TimedImages(), time.monotonic()
-    for part, row in rows:
-        (record,) = read_rows(part, row, 1)
-        outcome = prepare_record(record, images, labels, is_clean)
-        timed.n += 1
-        if isinstance(outcome, Reject):
-            timed.rejected += 1
-        else:
-            timed.bytes_in += record.image.size
-            timed.bytes_stored += len(outcome[0].data)
-        timed.seconds = time.monotonic() - start
-        if timed.seconds > at_most:
-            break
-    return timed
+    start = time.monotonic()
+    (record,) = read_rows(part, row, 1)
+    outcome = prepare_record(record, images, labels, is_clean)
+    sizes = None if isinstance(outcome, Reject) else (record.image.size, len(outcome[0].data))
+    return time.monotonic() - start, sizes
 
 
 def is_worth_compiling(bytes_in: int) -> bool:
