@@ -202,6 +202,8 @@ def _convert(job: Job) -> None:
             shards = _write_shards(staging, plan, job, pool)
         _finish(staging, shards, plan, job)
     remove(staging.work)
+    for begun in staging.path.glob(".*.tmp"):
+        remove(begun)  # of a run that was killed while it wrote the description
     publish(staging.path, job.target)
 
 

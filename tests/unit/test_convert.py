@@ -223,6 +223,7 @@ def test_a_stopped_conversion_goes_on_and_ends_with_the_same_bytes(sent, tmp_pat
     # A torn line and the piece of a shard are what a crash can leave besides.
     with open(journal, "a") as file:
         file.write('{"file": "00')
+    (tmp_path / ".data.partial" / ".dataset.json.4028.tmp").write_text('{"bytes_in": 59')  # of a kill at the very end
     convert(**arguments)
     assert (tmp_path / "data" / "00000.beton").stat().st_mtime_ns == written, "whole shards are not written again"
     convert(**{**arguments, "dataset": tmp_path / "undisturbed"})
