@@ -482,7 +482,7 @@ def write_rows_at(descriptor: int, rows: Sequence[tuple[bytes, bytes]], addresse
 
 
 def _write_parts(descriptor: int, parts: list[bytes], address: int) -> None:
-    written = os.pwritev(descriptor, parts, address) if parts else 0
+    written = os.pwritev(descriptor, parts, address)
     for part in parts:  # all of them are written already, unless the disk is about to be full
         if written < len(part):
             write_at(descriptor, memoryview(part)[written:], address + written)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from coreclip.pipeline.dataset import read_table
 from coreclip.pipeline.images import PreparedImage
 from coreclip.pipeline.records import Record, Reject
 
@@ -124,21 +125,13 @@ def buffered_output(path: Path) -> "pa.NativeFile":
     return pa.BufferedOutputStream(pa.OSFile(str(path), "wb"), _WRITE_BYTES)
 
 
-def read_whole(path: Path, columns: list[str] | None = None) -> "pa.Table":
-    """Read a parquet file; ``pyarrow.parquet.read_table`` first imports ``pyarrow.dataset``, which takes half a second."""
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path) as file:
-        return file.read(columns)
-
-
 def merge(parts: Iterable[Path], path: Path, schema: "pa.Schema") -> None:
     """Write the rows of ``parts``, in their order, to one parquet file, one part in memory at a time."""
     import pyarrow.parquet as pq
 
     with buffered_output(path) as file, pq.ParquetWriter(file, schema) as writer:
         for part in parts:
-            writer.write_table(read_whole(part))
+            writer.write_table(read_table(part))
 
 
 def rejects_schema() -> "pa.Schema":
@@ -157,7 +150,7 @@ def write_rejects(path: Path, rejects: list[Reject]) -> None:
 def count_reasons(path: Path) -> dict[str, int]:
     """Return how often each reason occurs, the most frequent first."""
     counts: dict[str, int] = {}
-    for reason in read_whole(path, ["reason"]).column(0).to_pylist():
+    for reason in read_table(path, ["reason"]).column(0).to_pylist():
         counts[reason] = counts.get(reason, 0) + 1
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 

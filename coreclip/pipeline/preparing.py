@@ -157,7 +157,7 @@ def _libc() -> ctypes.CDLL:
 
 
 def prepare_record(
-    record: Record, images: ImageOptions, labels: bool, is_clean: Callable[[bytes], bool] | None = None
+    record: Record, images: ImageOptions, labels: bool, is_clean: Callable[[bytes], bool] | None
 ) -> tuple[PreparedImage, str] | Reject:
     """Return what to store and the SHA-256 of the source's image bytes, or why there is nothing.
 

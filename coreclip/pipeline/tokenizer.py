@@ -117,30 +117,27 @@ class Tokenizer:
         """Return the ids of each text. Words are looked up: they come again and again, and no token spans two of them."""
         known = self._known_words
         words_of = [self._words(text) for text in texts]
-        words = {word for each in words_of for word in each}
+        words = {word for each in words_of for word in each or ()}
         if unknown := [word for word in words if word not in known]:
             if len(known) + len(unknown) > _WORDS_KEPT:
                 self._known_words = known = {}  # another thread may still use the old ones
                 unknown = list(words)
             encodings = self._backend_of_words.encode_batch(unknown, add_special_tokens=False)
             known.update((word, encoding.ids) for word, encoding in zip(unknown, encodings, strict=True))
-        ids = [[i for word in each for i in known[word]] for each in words_of]
-        whole = [number for number, text in enumerate(texts) if not self._has_words(text)]
+        ids = [[i for word in each or () for i in known[word]] for each in words_of]
+        whole = [number for number, each in enumerate(words_of) if each is None]
         encodings = self._backend.encode_batch([texts[number] for number in whole], add_special_tokens=False)
         for number, encoding in zip(whole, encodings, strict=True):
             ids[number] = encoding.ids
         return ids
 
-    def _words(self, text: str) -> list[str]:
-        """Return a text's normalised words; none where it must be encoded whole."""
-        if not self._has_words(text):
-            return []
+    def _words(self, text: str) -> list[str] | None:
+        """Return a text's normalised words; None where it must be encoded whole."""
+        if not self._splits_at_spaces or "<" in text or len(text) > _LONGEST_LOOKED_UP:  # "<": special tokens
+            return None
         plain = text.isascii() and text.isprintable()  # then this is what the normaliser does
         normalised = text.lower() if plain else self._backend.normalizer.normalize_str(text)
         return [word for word in normalised.split(" ") if word]
-
-    def _has_words(self, text: str) -> bool:
-        return self._splits_at_spaces and "<" not in text and len(text) <= _LONGEST_LOOKED_UP  # "<": special tokens
 
     @property
     def vocab_size(self) -> int:
