@@ -5,13 +5,12 @@ is a "no" and left to libjpeg to judge. A symbol's code and the bits that follow
 symbols at once, by a table of the next 12 bits.
 """
 
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
+
+from coreclip.pipeline.vectors import load_big_endian, store_big_endian
 
 _LOOKED_UP = 12  # bits
 _END_OF_BLOCK = 128
@@ -19,6 +18,14 @@ _PADDING = 512  # bytes that may be read behind the data: more than a block can 
 _N_TABLES = 8  # 4 for DC, then 4 for AC coefficients
 _LONGEST_SEGMENT = 16 + 256  # of one Huffman table: counts and symbols
 _LARGEST_SIDE = 65500  # libjpeg's limit
+
+
+class _Codes(NamedTuple):
+    """Huffman tables: as files hold them, uint8 (8, 272), and what :func:`_make_lookup` makes of each."""
+
+    stored: np.ndarray
+    lookup: np.ndarray
+    long: np.ndarray
 
 
 class ScanChecker:
@@ -29,52 +36,22 @@ class ScanChecker:
 
     def __init__(self) -> None:
         self._plain = np.empty(1 << 16, np.uint8)
-        self._stored = np.zeros((_N_TABLES, _LONGEST_SEGMENT), np.uint8)
-        self._lookup = np.zeros((_N_TABLES, 1 << _LOOKED_UP), np.uint32)
-        self._long_codes = np.zeros((_N_TABLES, 2, 17), np.int64)
+        self._codes = _Codes(
+            np.zeros((_N_TABLES, _LONGEST_SEGMENT), np.uint8),
+            np.zeros((_N_TABLES, 1 << _LOOKED_UP), np.uint32),
+            np.zeros((_N_TABLES, 2, 17), np.int64),
+        )
 
     def is_clean(self, data: bytes) -> bool:
         """Whether libjpeg decodes ``data`` without a complaint; False where that isn't certain."""
         if len(self._plain) < len(data) + _PADDING:
             self._plain = np.empty(2 * (len(data) + _PADDING), np.uint8)
         file = np.frombuffer(data, np.uint8)
-        return bool(_is_clean(file, self._plain, self._stored, self._lookup, self._long_codes))
-
-
-@cast("Callable[..., Callable[..., Any]]", intrinsic)
-def _load_big_endian(typing: Any, array: Any, at: Any) -> Any:
-    """Load 8 bytes of a uint8 array as one big-endian uint64."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        value, index = arguments
-        data = context.make_array(signature.args[0])(context, builder, value).data
-        place = builder.bitcast(builder.gep(data, [index]), ir.IntType(64).as_pointer())
-        loaded = builder.load(place)
-        loaded.align = 1
-        return builder.bswap(loaded)
-
-    return types.uint64(array, types.intp), generate
-
-
-@cast("Callable[..., Callable[..., Any]]", intrinsic)
-def _store_big_endian(typing: Any, array: Any, at: Any, value: Any) -> Any:
-    """Store a uint64 as 8 big-endian bytes of a uint8 array."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        target, index, word = arguments
-        data = context.make_array(signature.args[0])(context, builder, target).data
-        place = builder.bitcast(builder.gep(data, [index]), ir.IntType(64).as_pointer())
-        stored = builder.store(builder.bswap(word), place)
-        stored.align = 1
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, types.uint64), generate
+        return bool(_is_clean(file, self._plain, self._codes))
 
 
 @njit(cache=True, nogil=True)
-def _is_clean(
-    file: np.ndarray, plain: np.ndarray, stored: np.ndarray, lookup: np.ndarray, long_codes: np.ndarray
-) -> bool:
+def _is_clean(file: np.ndarray, plain: np.ndarray, codes: _Codes) -> bool:
     size = len(file)
     if size < 4 or file[0] != 0xFF or file[1] != 0xD8:
         return False
@@ -93,7 +70,7 @@ def _is_clean(
         if length < 2 or end > size:
             return False
         if marker == 0xC4:
-            if not _read_huffman_tables(file, start, end, is_defined, stored, lookup, long_codes):
+            if not _read_huffman_tables(file, start, end, is_defined, codes):
                 return False
         elif marker == 0xDB:
             while start < end:
@@ -137,7 +114,7 @@ def _is_clean(
         return False
     across, down = (frame[0, 1], frame[0, 2]) if n_components == 3 else (1, 1)
     units = -(-width // (8 * across)) * -(-height // (8 * down))
-    return _is_scan_clean(file, end, plain, units, interval, n_blocks, tables, lookup, stored, long_codes)
+    return _is_scan_clean(file, end, plain, units, interval, n_blocks, tables, codes)
 
 
 @njit(cache=True, nogil=True)
@@ -185,9 +162,7 @@ def _read_huffman_tables(
     start: int,
     end: int,
     is_defined: np.ndarray,
-    stored: np.ndarray,
-    lookup: np.ndarray,
-    long_codes: np.ndarray,
+    codes: _Codes,
 ) -> bool:
     while start < end:
         if start + 17 > end:
@@ -203,11 +178,11 @@ def _read_huffman_tables(
         table = 4 * kind + number
         is_known = True  # files of one encoder mostly share their tables
         for i in range(16 + n_symbols):
-            is_known &= stored[table, i] == file[start + 1 + i]
+            is_known &= codes.stored[table, i] == file[start + 1 + i]
         if not is_known:
-            stored[table, : 16 + n_symbols] = file[start + 1 : start + 17 + n_symbols]
-            if not _make_lookup(stored[table], kind == 1, lookup[table], long_codes[table]):
-                stored[table, :16] = 0
+            codes.stored[table, : 16 + n_symbols] = file[start + 1 : start + 17 + n_symbols]
+            if not _make_lookup(codes.stored[table], kind == 1, codes.lookup[table], codes.long[table]):
+                codes.stored[table, :16] = 0
                 return False
         is_defined[table] = n_symbols > 0
         start += 17 + n_symbols
@@ -277,9 +252,7 @@ def _is_scan_clean(
     interval: int,
     n_blocks: int,
     tables: np.ndarray,
-    lookup: np.ndarray,
-    stored: np.ndarray,
-    long_codes: np.ndarray,
+    codes: _Codes,
 ) -> bool:
     restart = 0
     while True:
@@ -287,7 +260,7 @@ def _is_scan_clean(
         if at >= len(file):
             return False
         n_units = min(interval, units) if interval else units
-        n_bits = _count_bits(plain, n_bytes, n_units, n_blocks, tables, lookup, stored, long_codes)
+        n_bits = _count_bits(plain, n_bytes, n_units, n_blocks, tables, codes)
         if not 8 * n_bytes - 8 < n_bits <= 8 * n_bytes:
             return False
         units -= n_units
@@ -305,10 +278,10 @@ def _unstuff(file: np.ndarray, at: int, plain: np.ndarray) -> tuple[int, int]:
     low, high = np.uint64(0x0101010101010101), np.uint64(0x8080808080808080)
     while at < size:
         while at + 8 <= size:
-            inverted = ~_load_big_endian(file, at)
+            inverted = ~load_big_endian(file, at)
             if (inverted - low) & ~inverted & high:  # one of the 8 bytes is 0xFF
                 break
-            _store_big_endian(plain, n, ~inverted)
+            store_big_endian(plain, n, ~inverted)
             n, at = n + 8, at + 8
         for _ in range(min(8, size - at)):
             byte = file[at]
@@ -334,9 +307,7 @@ def _count_bits(
     n_units: int,
     n_blocks: int,
     tables: np.ndarray,
-    lookup: np.ndarray,
-    stored: np.ndarray,
-    long_codes: np.ndarray,
+    codes: _Codes,
 ) -> Any:
     """Return how many bits so many units take; -1 where there is an invalid code, too few bits, or a block too long."""
     bits: Any = np.uint64(0)
@@ -347,9 +318,9 @@ def _count_bits(
         for block in range(n_blocks):
             dc, ac = tables[block, 0], tables[block, 1]
             bits, have, at = _refill(plain, bits, have, at)
-            entry = np.uint64(lookup[dc, bits >> shift])
+            entry = np.uint64(codes.lookup[dc, bits >> shift])
             if entry == 0:
-                entry = _find_long(bits, stored[dc], long_codes[dc])
+                entry = _find_long(bits, codes.stored[dc], codes.long[dc])
                 if entry == 0:
                     return -1
             bits <<= entry & np.uint64(63)
@@ -360,10 +331,10 @@ def _count_bits(
                 if turn:
                     bits, have, at = _refill(plain, bits, have, at)
                 turn = not turn
-                entry = np.uint64(lookup[ac, bits >> shift])
+                entry = np.uint64(codes.lookup[ac, bits >> shift])
                 if entry == 0:
                     bits, have, at = _refill(plain, bits, have, at)
-                    entry = _find_long(bits, stored[ac], long_codes[ac])
+                    entry = _find_long(bits, codes.stored[ac], codes.long[ac])
                     if entry == 0:
                         return -1
                 one = k + np.int64(entry >> np.uint64(22))
@@ -386,7 +357,7 @@ def _count_bits(
 @njit(cache=True, nogil=True)
 def _refill(plain: np.ndarray, bits: Any, have: Any, at: Any) -> tuple[Any, Any, Any]:
     """Fill the reservoir of bits, the next one on top, up to 56 to 63; two entries of the table take at most 54."""
-    return bits | _load_big_endian(plain, at) >> np.uint64(have), have | 56, at + ((63 - have) >> 3)
+    return bits | load_big_endian(plain, at) >> np.uint64(have), have | 56, at + ((63 - have) >> 3)
 
 
 @njit(cache=True, nogil=True)

@@ -1,4 +1,4 @@
-"""Explicit vector code for compiled loops that LLVM does not vectorise well by itself.
+"""Explicit code for many bytes at a time in compiled loops that LLVM does not vectorise well by itself.
 
 Places are given as offsets into contiguous arrays, in elements; nothing checks them. LLVM splits the vectors into the
 registers that a processor has.
@@ -18,7 +18,30 @@ WIDTH = 32
 """Numbers in a row of :func:`weighted_sum`."""
 _LANES = 16
 
-_intrinsic = cast("Callable[..., Callable[..., None]]", intrinsic)
+_WORD = ir.IntType(64)
+
+_intrinsic = cast("Callable[..., Callable[..., Any]]", intrinsic)
+
+
+@_intrinsic
+def load_big_endian(typing: Any, array: Any, at: Any) -> Any:
+    """Load 8 bytes of a uint8 array as one big-endian uint64."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bswap(_load(builder, _data(context, builder, signature, arguments, 0), arguments[1], _WORD))
+
+    return types.uint64(array, types.intp), generate
+
+
+@_intrinsic
+def store_big_endian(typing: Any, array: Any, at: Any, word: Any) -> Any:
+    """Store a uint64 as 8 big-endian bytes of a uint8 array."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _store(builder, builder.bswap(arguments[2]), _data(context, builder, signature, arguments, 0), arguments[1])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.uint64), generate
 
 
 @_intrinsic
@@ -124,15 +147,15 @@ def _row(builder: Any, at: Any, stride: Any, number: int) -> Any:
 
 
 def _integer(value: int) -> Any:
-    return ir.Constant(ir.IntType(64), value)
+    return ir.Constant(_WORD, value)
 
 
 def _mask(lanes: list[int]) -> Any:
     return ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)
 
 
-def _load(builder: Any, data: Any, offset: Any, vector: Any) -> Any:
-    loaded = builder.load(builder.bitcast(builder.gep(data, [offset]), vector.as_pointer()))
+def _load(builder: Any, data: Any, offset: Any, kind: Any) -> Any:
+    loaded = builder.load(builder.bitcast(builder.gep(data, [offset]), kind.as_pointer()))
     loaded.align = 1
     return loaded
 
