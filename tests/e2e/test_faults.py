@@ -166,6 +166,7 @@ def test_a_conversion_killed_at_random_moments_ends_with_the_same_bytes_and_redo
     def start(name: str) -> subprocess.Popen:
         command = [sys.executable, "-c", code, json.dumps({**arguments, "dataset": tmp_path / name}, default=str)]
         counters = tmp_path / f"{name}.counters"
+        counters.unlink(missing_ok=True)  # the workers of a killed one may still count in it: each start has its own
         return subprocess.Popen(command, env=environment(shim, counters), stderr=subprocess.DEVNULL)
 
     def decodes(name: str) -> int:
