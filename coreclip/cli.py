@@ -500,6 +500,7 @@ def select(
     fraction: Annotated[float | None, typer.Option(help="Share of all pairs to keep, above 0 to 1.")] = None,
     k: Annotated[int | None, typer.Option(help="Pairs to keep, in place of --fraction.")] = None,
     features: Annotated[Path | None, typer.Option(help="FEATURES of embed, or .npy / .npz embeddings.")] = None,
+    signals: Annotated[Path | None, typer.Option(help="RUN whose signals the method reads.")] = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -510,7 +511,7 @@ def select(
     Example: coreclip select flickr best.parquet --method 'semdedup(eps=0.05) | facility-location' --fraction 0.3 --features features
     """
     from coreclip.pipeline import Dataset
-    from coreclip.selection import Features, check_output
+    from coreclip.selection import Features, check_output, load_signals, metadata_of
     from coreclip.selection import select as run_select
 
     check_output(subset)
@@ -521,6 +522,8 @@ def select(
         method=method,
         fraction=fraction,
         k=k,
+        signals=None if signals is None else load_signals(signals),
+        metadata={name: data.metadata(name) for name in metadata_of(method)},
         labels=data.labels,
         seed=seed,
         fingerprint=data.fingerprint,

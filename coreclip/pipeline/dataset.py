@@ -146,6 +146,19 @@ class Dataset:
             tolerated[[first + row for row in pc.indices_nonzero(pc.binary_length(batch)).to_pylist()]] = True
         return tolerated
 
+    def metadata(self, name: str) -> np.ndarray:
+        """Return a column of ``pairs.parquet`` (n,); ``caption`` is each pair's first caption, object.
+
+        Raises
+        ------
+        CoreclipError
+            For a column that is not there.
+        """
+        if name != "caption":
+            return self._column(name).to_numpy()
+        texts, offsets = self.all_captions()
+        return np.array(texts, object)[offsets[:-1]]
+
     def captions(self, index: int) -> list[str]:
         """Return the captions of one pair."""
         shard, row = self._locate(index)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from coreclip.selection.apricot import apricot_subset
-    from coreclip.selection.compose import parse, select
+    from coreclip.selection.compose import metadata_of, parse, select
     from coreclip.selection.coresets import craig
     from coreclip.selection.deduplicate import semdedup
     from coreclip.selection.facility import facility_location
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from coreclip.selection.neighbors import neighbor_graph
     from coreclip.selection.registry import METHODS, Method
     from coreclip.selection.scores import clip_scores, clipscore, random_subset
+    from coreclip.selection.signals import load_signals
     from coreclip.selection.subset import Subset, check_output
 
 # No module has the name of something exported: importing it would put the module in that name's place.
@@ -29,6 +30,8 @@ _MODULES = {
     "clipscore": "scores",
     "craig": "coresets",
     "facility_location": "facility",
+    "load_signals": "signals",
+    "metadata_of": "compose",
     "neighbor_graph": "neighbors",
     "parse": "compose",
     "random_subset": "scores",
@@ -48,6 +51,8 @@ __all__ = [
     "clipscore",
     "craig",
     "facility_location",
+    "load_signals",
+    "metadata_of",
     "neighbor_graph",
     "parse",
     "random_subset",

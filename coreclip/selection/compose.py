@@ -77,6 +77,7 @@ def select(
     fraction: float | None = None,
     k: int | None = None,
     signals: Mapping[str, np.ndarray] | None = None,
+    metadata: Mapping[str, np.ndarray] | None = None,
     labels: np.ndarray | None = None,
     seed: int = 0,
     fingerprint: str | None = None,
@@ -96,9 +97,11 @@ def select(
     k : int or None
         Pairs to choose, 1 to n; instead of ``fraction``. Neither is needed where the last stage says how many it keeps.
     signals : mapping of str to array, or None
-        Of a training run, one column per pair. No method reads them yet.
+        Of a training run, the last axis being the pairs.
+    metadata : mapping of str to array (n,), or None
+        What else is known of the pairs: ``caption``, ``width``, ``height``, ``uid`` ...
     labels : int (n,) or None
-        Class of each pair, for ``craig``.
+        Class of each pair.
     seed : int
     fingerprint : str or None
         The data set's; must agree with the features' where both are known.
@@ -116,12 +119,12 @@ def select(
     """
     start = time.perf_counter()
     stages = parse(method)
-    inputs = _check_inputs(features, n, signals, labels, fingerprint)
+    inputs = _check_inputs(features, n, signals or {}, metadata or {}, labels, fingerprint)
     asked = _check_budget(method, stages, n, fraction, k)
     survivors: np.ndarray | None = None  # None for all: no copy of the features is made then
     reports: list[dict[str, Any]] = []
     for position, stage in enumerate(stages):
-        here = inputs if survivors is None else _narrow(inputs, survivors)
+        here = inputs if survivors is None else inputs.take(survivors)
         size = stage.size(here.n)
         if position == len(stages) - 1 and asked is not None:
             size = min(asked, here.n) if size is None else min(asked, size)
@@ -152,17 +155,14 @@ def select(
     )
 
 
+def metadata_of(expression: str) -> set[str]:
+    """Return the names of the metadata that an expression's methods read."""
+    return {name for stage in parse(expression) for name in stage.method.metadata}
+
+
 def count_of(fraction: float, n: int) -> int:
     """Return the nearest whole number of pairs to a fraction of n, at least 1."""
     return max(1, math.floor(fraction * n + 0.5))
-
-
-def _narrow(inputs: Inputs, survivors: np.ndarray) -> Inputs:
-    return Inputs(
-        len(survivors),
-        None if inputs.features is None else inputs.features.take(survivors),
-        None if inputs.labels is None else inputs.labels[survivors],
-    )
 
 
 def _report(reports: list[dict[str, Any]], asked: int | None, left: int) -> dict[str, Any]:
@@ -175,7 +175,8 @@ def _report(reports: list[dict[str, Any]], asked: int | None, left: int) -> dict
 def _check_inputs(
     features: Features | None,
     n: int,
-    signals: Mapping[str, np.ndarray] | None,
+    signals: Mapping[str, np.ndarray],
+    metadata: Mapping[str, np.ndarray],
     labels: np.ndarray | None,
     fingerprint: str | None,
 ) -> Inputs:
@@ -188,10 +189,13 @@ def _check_inputs(
         )
     if labels is not None and np.shape(labels) != (n,):
         raise CoreclipError(f"labels have shape {np.shape(labels)}; it must be ({n},), one for each pair")
-    for name, signal in (signals or {}).items():
+    for name, signal in signals.items():
         if np.shape(signal)[-1:] != (n,):
             raise CoreclipError(f"signal {name} has shape {np.shape(signal)}; its last axis must be the {n} pairs")
-    return Inputs(n, features, None if labels is None else np.asarray(labels))
+    for name, column in metadata.items():
+        if np.shape(column) != (n,):
+            raise CoreclipError(f"metadata {name} have shape {np.shape(column)}; it must be ({n},), one for each pair")
+    return Inputs(n, features, None if labels is None else np.asarray(labels), signals, metadata)
 
 
 def _check_budget(method: str, stages: list[Stage], n: int, fraction: float | None, k: int | None) -> int | None:

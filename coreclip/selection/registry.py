@@ -1,11 +1,13 @@
 """The methods by name, with what each needs and the parameters that it takes on the command line."""
 
+import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Self
 
 import numpy as np
 
@@ -19,15 +21,49 @@ from coreclip.selection.scores import clipscore, random_subset
 from coreclip.selection.subset import Subset
 
 _SCALARS = (bool, int, float, str, types.NoneType)
+_INPUTS = ("n", "features", "labels", "signals", "metadata")
+
+
+class Tier(StrEnum):
+    """How far a method is carried."""
+
+    CERTIFIED = "certified"
+    """At full scale, with a benchmark and its evidence."""
+    REFERENCE = "reference"
+    """Exact and tested by its properties, at moderate scale."""
 
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """What there is to select by: of ``n`` pairs the features, and the class labels (int64 (n,)) where there are any."""
+    """What there is to select by, of n pairs.
+
+    Attributes
+    ----------
+    n : int
+    features : Features or None
+    labels : int64 (n,) or None
+        Class of each pair.
+    signals : mapping of str to array (..., n)
+        Of a training run, by the names of ``RUN/signals``.
+    metadata : mapping of str to array (n,)
+        What else is known of the pairs: ``caption``, ``width``, ``height``, ``uid`` ...
+    """
 
     n: int
     features: Features | None = None
     labels: np.ndarray | None = None
+    signals: Mapping[str, np.ndarray] = field(default_factory=dict)
+    metadata: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def take(self, indices: np.ndarray) -> Self:
+        """Return what there is of some of the pairs (int64 (k,)), in that order."""
+        return type(self)(
+            len(indices),
+            None if self.features is None else self.features.take(indices),
+            None if self.labels is None else self.labels[indices],
+            {name: signal[..., indices] for name, signal in self.signals.items()},
+            {name: column[indices] for name, column in self.metadata.items()},
+        )
 
 
 @dataclass(frozen=True)
@@ -53,28 +89,53 @@ class Method:
     Attributes
     ----------
     function : callable
-        The public function.
-    run : callable
-        ``run(inputs, k, seed, **parameters) -> Subset``; k is None only where ``filters``.
+        The public function. Its parameters called ``n``, ``features``, ``labels``, ``signals``, ``metadata``, ``k`` and
+        ``seed`` are given what an :class:`Inputs` and the selection have of that name; the other keyword-only ones of plain
+        types are what an expression may set.
     summary : str
         One line.
-    needs : tuple of str
-        Of ``"image"`` and ``"text"``.
+    tier : Tier
     higher_is_better : bool
         Whether a higher gain is kept first.
     filters : bool
-        Whether it can decide by itself how many pairs to keep.
-    parameters : dict of str to Parameter, or None
-        What an expression may set; None for apricot's, which are checked when it runs.
+        Whether it can decide by itself how many pairs to keep (its ``k`` may be None).
+    metadata : tuple of str
+        The columns of the metadata that it reads.
+    hidden : tuple of str
+        Parameters that an expression may not set.
     """
 
     function: Callable[..., Subset]
-    run: Callable[..., Subset]
     summary: str
-    needs: tuple[str, ...]
-    parameters: dict[str, Parameter] | None
+    tier: Tier
     higher_is_better: bool = True
     filters: bool = False
+    metadata: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def parameters(self) -> dict[str, Parameter] | None:
+        """What an expression may set; None where the function takes any (apricot's, which are checked when it runs)."""
+        signature = inspect.signature(self.function).parameters.values()
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature):
+            return None
+        return {name: found for name, found in parameters_of(self.function).items() if name not in self.hidden}
+
+    def run(self, inputs: Inputs, k: int | None, seed: int, **parameters: Any) -> Subset:
+        """Call the function with what it takes of the inputs.
+
+        Raises
+        ------
+        CoreclipError
+            For a missing input, and whatever the function refuses.
+        """
+        given: dict[str, Any] = {"k": k, "seed": seed} | {name: getattr(inputs, name) for name in _INPUTS}
+        if parameters.get("clusters"):
+            given["labels"] = None  # the clusters are asked for in place of the classes
+        taken = {name: given[name] for name in _names_of(self.function) if name in given}
+        if "features" in taken and taken["features"] is None:
+            raise CoreclipError("this method needs features and none are given; make them with coreclip embed")
+        return self.function(**taken, **parameters)
 
 
 def parameters_of(function: Callable[..., Subset]) -> dict[str, Parameter]:
@@ -108,72 +169,29 @@ def find(name: str) -> tuple[str, Method]:
     return dashed, METHODS[dashed]
 
 
-def _random(inputs: Inputs, k: int, seed: int) -> Subset:
-    return random_subset(inputs.n, k, seed)
-
-
-def _facility_location(inputs: Inputs, k: int, seed: int, **parameters: Any) -> Subset:
-    return facility_location(_features(inputs), k, seed=seed, **parameters)
-
-
-def _clipscore(inputs: Inputs, k: int, seed: int) -> Subset:
-    return clipscore(_features(inputs), k)
-
-
-def _craig(inputs: Inputs, k: int, seed: int, **parameters: Any) -> Subset:
-    labels = None if parameters.get("clusters") else inputs.labels
-    return craig(_features(inputs), k, labels=labels, seed=seed, **parameters)
-
-
-def _semdedup(inputs: Inputs, k: int | None, seed: int, **parameters: Any) -> Subset:
-    return semdedup(_features(inputs), k, seed=seed, **parameters)
-
-
-def _apricot(selector: str) -> Callable[..., Subset]:
-    def run(inputs: Inputs, k: int, seed: int, **parameters: Any) -> Subset:
-        return apricot_subset(selector, _features(inputs), k, seed=seed, **parameters)
-
-    return run
-
-
-def _features(inputs: Inputs) -> Features:
-    if inputs.features is None:
-        raise CoreclipError("this method needs features and none are given; make them with coreclip embed")
-    return inputs.features
-
-
-def _without(parameters: dict[str, Parameter], name: str) -> dict[str, Parameter]:
-    return {key: value for key, value in parameters.items() if key != name}
+def _names_of(function: Callable[..., Subset]) -> list[str]:
+    return [
+        name for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is not parameter.VAR_KEYWORD
+    ]  # fmt: skip
 
 
 METHODS: dict[str, Method] = {
-    "random": Method(random_subset, _random, "random pairs, the baseline; needs no features", (), {}),
+    "random": Method(random_subset, "random pairs, the baseline; needs no features", Tier.CERTIFIED),
     "facility-location": Method(
         facility_location,
-        _facility_location,
         "every pair has a similar one among the chosen (submodular, with an upper bound)",
-        ("image",),
-        _without(parameters_of(facility_location), "metric"),  # a precomputed matrix can't be given in an expression
+        Tier.CERTIFIED,
+        hidden=("metric",),  # a precomputed matrix can't be given in an expression
     ),
-    "clipscore": Method(clipscore, _clipscore, "pairs whose image and text agree best", ("image", "text"), {}),
-    "craig": Method(
-        craig,
-        _craig,
-        "weighted pairs whose gradients add up to those of all",
-        ("image", "text"),
-        parameters_of(craig),
-    ),
+    "clipscore": Method(clipscore, "pairs whose image and text agree best", Tier.REFERENCE),
+    "craig": Method(craig, "weighted pairs whose gradients add up to those of all", Tier.CERTIFIED),
     "semdedup": Method(
-        semdedup,
-        _semdedup,
-        "drops near-duplicates, by eps or down to the number asked for",
-        ("image",),
-        parameters_of(semdedup),
-        filters=True,
+        semdedup, "drops near-duplicates, by eps or down to the number asked for", Tier.CERTIFIED, filters=True
     ),
     **{
         f"apricot:{name}": Method(
-            apricot_subset, _apricot(name), f"apricot's {name}, up to 20,000 pairs", ("image",), None
+            functools.partial(apricot_subset, name), f"apricot's {name}, up to 20,000 pairs", Tier.REFERENCE
         )
         for name in SELECTORS
     },

@@ -1,6 +1,7 @@
 """Selections that look at each pair by itself: a random one, the baseline of every comparison, and CLIPScore."""
 
 import time
+from typing import Any
 
 import numpy as np
 
@@ -76,18 +77,69 @@ def clipscore(features: Features, k: int) -> Subset:
         When one of the two embeddings is missing, or k is not 1 to n.
     """
     start = time.perf_counter()
-    check_k(k, features.n)
-    scores = clip_scores(features).astype(np.float64)
-    indices = np.argsort(-scores, kind="stable")[:k]
-    objective = float(scores[indices].sum())
+    return ranked(clip_scores(features), k, method="clipscore", fingerprint=features.fingerprint, start=start)
+
+
+def ranked(
+    scores: np.ndarray,
+    k: int,
+    *,
+    method: str,
+    start: float,
+    higher_is_better: bool = True,
+    parameters: dict[str, Any] | None = None,
+    seed: int = 0,
+    fingerprint: str | None = None,
+) -> Subset:
+    """Return the k pairs of the best scores, the best first, ties to the lowest index.
+
+    Parameters
+    ----------
+    scores : float (n,)
+        NaN where a pair has none; infinities are allowed for.
+    k : int
+        1 to the number of pairs that have a score.
+    method : str
+    start : float
+        ``time.perf_counter()`` when the selection began.
+    higher_is_better : bool
+    parameters : dict or None
+    seed : int
+    fingerprint : str or None
+
+    Returns
+    -------
+    Subset
+        Gains are the scores; an infinite one is noted as the largest finite float64, as gains must be finite. Weights are 1. The
+        objective, where higher is better, is the scores' sum, which no other choice exceeds.
+
+    Raises
+    ------
+    CoreclipError
+        For a k that is not 1 to n, or more than there are pairs with a score.
+    """
+    scores = np.asarray(scores, np.float64)
+    check_k(k, len(scores))
+    n_known = int(np.count_nonzero(~np.isnan(scores)))
+    if k > n_known:
+        raise CoreclipError(
+            f"{method}: k = {k}, and only {n_known} of the {len(scores)} pairs have a score; "
+            f"choose at most {n_known}, or train a full pass over all pairs first"
+        )
+    order = np.argsort(-scores if higher_is_better else scores, kind="stable")  # NaN comes last either way
+    indices = order[:k]
+    gains = np.nan_to_num(scores[indices])
+    objective = float(gains.sum()) if higher_is_better and np.isfinite(scores[indices]).all() else None
     return Subset(
         indices=indices,
         weights=np.ones(k),
-        gains=scores[indices],
+        gains=gains,
         objective=objective,
         upper_bound=objective,
-        method="clipscore",
-        n=features.n,
+        method=method,
+        parameters=parameters or {},
+        seed=seed,
+        n=len(scores),
         seconds=time.perf_counter() - start,
-        fingerprint=features.fingerprint,
+        fingerprint=fingerprint,
     )

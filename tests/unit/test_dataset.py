@@ -307,6 +307,13 @@ def test_a_table_that_is_no_parquet_is_refused(broken: Path) -> None:
         _ = Dataset(broken).pairs
 
 
+def test_metadata_are_columns_and_the_first_captions(dataset: Dataset) -> None:
+    assert dataset.metadata("width").tolist() == [size_of(i)[0] for i in range(N)]
+    assert dataset.metadata("caption").tolist() == [make_captions(i, 1)[0] for i in range(N)]
+    with pytest.raises(CoreclipError, match="aesthetics"):
+        dataset.metadata("aesthetics")
+
+
 @pytest.mark.parametrize("captions", [[[], ["a"], ["a"], ["a"]], [["a"], ["a", None], ["a"], ["a"]]])
 def test_captions_that_are_not_there_are_refused(broken: Path, captions: Any) -> None:
     change_pairs(broken, lambda table: table.assign(captions=captions))
