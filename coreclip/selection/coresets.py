@@ -159,7 +159,7 @@ def craig_of_gradients(gradients: np.ndarray, k: int, classes: np.ndarray) -> Cr
         np.concatenate([run.gains for run in runs])[order],
         gamma[order],
         sum(run.objective for run in runs),
-        sum(run.upper_bound for run in runs),
+        sum(run.upper_bound or 0.0 for run in runs),
     )
 
 

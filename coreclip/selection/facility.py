@@ -1,10 +1,10 @@
 """Facility location over the pairs' embeddings: a subset in which every pair has a good representative.
 
-The exact dense matrix up to 20,000 pairs, an exact top-t neighbour graph above (sparse facility location, arXiv 1703.02690).
+All cosines up to 20,000 pairs, a top-t neighbour graph above (sparse facility location, Lindgren et al. 2016, arXiv 1703.02690).
 """
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,11 +13,12 @@ from coreclip.selection.features import Features, as_features
 from coreclip.selection.subset import Subset
 
 if TYPE_CHECKING:
-    from coreclip.selection.greedy import Similarity
+    from coreclip.selection.greedy import Greedy, Similarity
     from coreclip.selection.neighbors import Measure
 
 METRICS = ("cosine", "precomputed")
-DENSE_LIMIT = 20_000  # pairs; their float32 matrix takes 1.6 GB
+DENSE_LIMIT = 20_000  # pairs; the bounds of their cosines take 0.8 GB
+_FLOAT64_LIMIT = 10_000  # pairs; the cosines themselves, which the other optimizers look at, take 0.8 GB
 DEFAULT_NEIGHBORS = 64
 
 
@@ -46,11 +47,12 @@ def facility_location(
     modality : {"image", "text", "both"}
         What pairs are compared by; ``both`` is the mean of the two cosines.
     neighbors : int or None
-        Similarities kept per pair, its own included; the others count as 0. None keeps all up to 20,000 pairs, 64 above.
-    optimizer : {"lazy", "naive", "stochastic"}
-        The first two choose the same pairs.
+        Similarities kept per pair, its own included; the others count as 0. None keeps all up to 20,000 pairs (10,000 where
+        the optimizer is not ``lazy``), 64 above.
+    optimizer : {"lazy", "naive", "stochastic", "threshold"}
+        The first two choose the same pairs; see :func:`coreclip.selection.greedy.maximise_function`.
     epsilon : float
-        Of ``stochastic``; at most 1 - 1/e.
+        Of ``stochastic`` and ``threshold``; at most 1 - 1/e.
     weights : float (n,) or None
         How much each represented pair counts, >= 0; None for 1.
     seed : int
@@ -79,18 +81,23 @@ def facility_location(
     if neighbors is not None and neighbors < 1:
         raise CoreclipError(f"neighbors = {neighbors} is not allowed: at least 1, the pair itself")
     if metric == "precomputed":
-        similarity: Similarity = _check_precomputed(features, neighbors)
-        n, fingerprint = len(similarity), None
+        precomputed = _check_precomputed(features, neighbors)
+        n, fingerprint = len(precomputed), None
     else:
         features = as_features(features)
         n, fingerprint = features.n, features.fingerprint
     check_k(k, n)
     row_weights = _check_weights(weights, n)
-    if metric == "cosine":
-        if neighbors is None and n > DENSE_LIMIT:
+    settings: dict[str, Any] = {"optimizer": optimizer, "epsilon": epsilon, "seed": seed}
+    if metric == "precomputed":
+        found = maximise(precomputed, row_weights, k, **settings)
+    else:
+        dense_limit = DENSE_LIMIT if optimizer == "lazy" else _FLOAT64_LIMIT
+        if neighbors is None and n > dense_limit:
             neighbors = DEFAULT_NEIGHBORS
-        similarity = similarity_of(as_features(features).vectors(modality), neighbors)
-    found = maximise(similarity, row_weights, k, optimizer=optimizer, epsilon=epsilon, seed=seed)
+        elif neighbors is not None and neighbors >= n and n <= dense_limit:
+            neighbors = None
+        found = _maximise_cosines(as_features(features).vectors(modality), neighbors, row_weights, k, settings)
     parameters = {"metric": metric, "modality": modality, "neighbors": neighbors, "optimizer": optimizer}
     return Subset(
         indices=found.picks,
@@ -99,12 +106,25 @@ def facility_location(
         objective=found.objective,
         upper_bound=found.upper_bound,
         method="facility-location",
-        parameters=parameters | ({"epsilon": epsilon} if optimizer == "stochastic" else {}),
+        parameters=parameters | ({"epsilon": epsilon} if optimizer in ("stochastic", "threshold") else {}),
         seed=seed,
         n=n,
         seconds=time.perf_counter() - start,
         fingerprint=fingerprint,
     )
+
+
+def _maximise_cosines(
+    x: np.ndarray, neighbors: int | None, weights: np.ndarray, k: int, settings: dict[str, Any]
+) -> "Greedy":
+    from coreclip.selection.dense import exact_cosines, maximise_cosines
+    from coreclip.selection.greedy import maximise
+
+    if neighbors is not None:
+        return maximise(similarity_of(x, neighbors), weights, k, **settings)
+    if settings["optimizer"] == "lazy":
+        return maximise_cosines(x, k, None if (weights == 1).all() else weights)
+    return maximise(exact_cosines(x), weights, k, **settings)
 
 
 def similarity_of(

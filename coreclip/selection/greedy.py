@@ -1,11 +1,8 @@
-"""Greedy maximisation of facility location, f(S) = sum_i w_i max_{j in S} s_ij, compiled with numba.
+"""Greedy maximisation of set functions with diminishing returns, compiled with numba.
 
-After Minoux 1978 (lazy evaluation), Mirzasoleiman et al. 2015 (stochastic greedy, arXiv 1409.7938) and Leskovec et al. 2007
-(the bound that comes with the data). Similarities are non-negative, so f is monotone and f(empty) = 0.
-
-A gain is summed in one fixed order in float64. Each of its terms can only shrink while the set grows, and rounding is monotone,
-so an old gain is an upper bound of the new one to the last bit: lazy greedy picks exactly what naive greedy picks, with ties
-(zero gains and duplicates too) to the lowest index. Left out: other functions, costs, streams and partitioned greedy.
+After Minoux 1978 (lazy evaluation), Mirzasoleiman et al. 2015 (stochastic greedy, arXiv 1409.7938), Badanidiyuru & Vondrak 2014
+(descending thresholds) and Leskovec et al. 2007 (the bound that comes with the data). Lazy greedy picks exactly what naive greedy
+picks, with ties (zero gains and duplicates too) to the lowest index. Left out: costs, streams and partitioned greedy.
 """
 
 import math
@@ -13,42 +10,23 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numba import njit, types
-from numba.extending import overload
+from numba import njit
 
 from coreclip.errors import CoreclipError
 from coreclip.randomness import uniform
+from coreclip.selection.functions import Columns, Function, add, facility, gain
 
-OPTIMIZERS = ("lazy", "naive", "stochastic")
+OPTIMIZERS = ("lazy", "naive", "stochastic", "threshold")
 
 # The bound is taken after these fractions of the picks: it is loose early and late gains cost as much as early ones.
-_BOUND_AT = (0.0, 0.25, 0.5, 0.75, 1.0)
+BOUND_AT = (0.0, 0.25, 0.5, 0.75, 1.0)
 _STREAM_STOCHASTIC = 101
 
-
-class Columns(NamedTuple):
-    """Sparse similarity: for each candidate the rows that it can represent.
-
-    Attributes
-    ----------
-    indptr : int64 (m + 1,)
-        Candidate j's entries are ``indptr[j]:indptr[j + 1]``.
-    rows : int32 or int64 (entries,)
-        Ascending within a candidate.
-    values : float32 (entries,)
-        Non-negative; what is not stored is 0.
-    """
-
-    indptr: np.ndarray
-    rows: np.ndarray
-    values: np.ndarray
-
-
 Similarity = np.ndarray | Columns
-"""Dense float32 (m candidates, n rows), C-contiguous, or :class:`Columns`."""
+"""Dense float (m candidates, n rows), C-contiguous, or :class:`~coreclip.selection.functions.Columns`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,14 +41,14 @@ class Greedy:
         What each pick added; they sum to ``objective``.
     objective : float
         f(picks).
-    upper_bound : float
-        No set of k candidates has a higher f.
+    upper_bound : float or None
+        No set of k candidates has a higher f; None where f is not monotone, of which this can't be said.
     """
 
     picks: np.ndarray
     gains: np.ndarray
     objective: float
-    upper_bound: float
+    upper_bound: float | None
 
 
 def maximise(
@@ -82,22 +60,51 @@ def maximise(
     epsilon: float = 0.1,
     seed: int = 0,
 ) -> Greedy:
+    """Pick k candidates greedily for facility location, sum_i w_i max_{j in S} s_ji: :func:`maximise_function` of it.
+
+    Parameters
+    ----------
+    similarity : float (m, n) or Columns
+        Row j holds what candidate j is worth to each of the n rows; non-negative.
+    weights : float64 (n,)
+        Non-negative weights of the rows.
+    k, optimizer, epsilon, seed
+        See :func:`maximise_function`.
+
+    Returns
+    -------
+    Greedy
+    """
+    return maximise_function(facility(similarity, weights), k, optimizer=optimizer, epsilon=epsilon, seed=seed)
+
+
+def maximise_function(
+    function: Function,
+    k: int,
+    *,
+    optimizer: str = "lazy",
+    epsilon: float = 0.1,
+    seed: int = 0,
+    candidates: np.ndarray | None = None,
+) -> Greedy:
     """Pick k candidates greedily.
 
     Parameters
     ----------
-    similarity : float32 (m, n) or Columns
-        Row j holds what candidate j is worth to each of the n rows; non-negative.
-    weights : float64 (n,)
-        Non-negative weights of the rows.
+    function : Function
+        With nothing picked; it is left as it is.
     k : int
-        1 to m.
-    optimizer : {"lazy", "naive", "stochastic"}
+        1 to the number of candidates.
+    optimizer : {"lazy", "naive", "stochastic", "threshold"}
         The first two pick the same. ``stochastic`` looks at ceil((m / k) ln(1 / epsilon)) random candidates per pick.
+        ``threshold`` goes over the candidates in the order of their numbers and takes those that gain at least a threshold, which
+        falls by a factor 1 - epsilon from the largest gain on.
     epsilon : float
-        Of ``stochastic``, whose expected value is at least (1 - 1/e - epsilon) of the best.
+        Of ``stochastic``, whose expected value is at least (1 - 1/e - epsilon) of the best; of ``threshold``, where this is sure.
     seed : int
         Of ``stochastic``.
+    candidates : int64 (c,) or None
+        Ascending; those that may be picked, None for all.
 
     Returns
     -------
@@ -106,12 +113,13 @@ def maximise(
     Raises
     ------
     CoreclipError
-        For an unknown optimizer or an epsilon out of range.
+        For an unknown optimizer, an epsilon out of range, and ``threshold`` with a function that is not monotone.
 
     Notes
     -----
     For every set S: OPT <= f(S) + the sum of the k largest gains at S, because f is monotone and submodular. The upper bound is
     the least of these over five prefixes of the picks, from the empty one to all; the gains there are exact, not lazy ones.
+    It holds for sets of all candidates, those that may not be picked included.
     """
     if optimizer not in OPTIMIZERS:
         raise CoreclipError(f"unknown optimizer {optimizer!r}; known: {', '.join(OPTIMIZERS)}")
@@ -119,142 +127,94 @@ def maximise(
         raise CoreclipError(
             f"epsilon = {epsilon} is not allowed: 0 < epsilon <= 1 - 1/e = 0.632, else nothing is guaranteed"
         )
-    n_candidates = _n_candidates(similarity)
-    best = np.zeros(len(weights))
+    if optimizer == "threshold" and not function.monotone:
+        raise CoreclipError("optimizer='threshold' needs a function that no pick can lower; use 'lazy'")
+    state = function.fresh()
+    free = np.arange(state.m) if candidates is None else np.array(candidates, np.int64)
     picks, gains = np.empty(k, np.int64), np.empty(k)
     if optimizer == "lazy":
-        _lazy(similarity, weights, best, candidate_gains(similarity, weights, best), picks, gains)
+        _lazy(state, candidate_gains(state), free, picks, gains, state.slack, state.monotone)
     elif optimizer == "naive":
-        _naive(similarity, weights, best, picks, gains)
-    else:
-        size = min(n_candidates, math.ceil(n_candidates / k * math.log(1 / epsilon)))
+        _naive(state, free, picks, gains)
+    elif optimizer == "stochastic":
+        size = min(len(free), math.ceil(len(free) / k * math.log(1 / epsilon)))
         draws = uniform(seed, 0, np.arange(k * size), _STREAM_STOCHASTIC).reshape(k, size)
-        _stochastic(similarity, weights, best, draws, np.arange(n_candidates), picks, gains)
-    objective = float(weights @ best)
-    return Greedy(picks, gains, objective, max(objective, upper_bound(similarity, weights, picks)))
+        _stochastic(state, draws, free, picks, gains)
+    else:
+        _threshold(state, candidate_gains(state), free, epsilon, picks, gains)
+    objective = state.value()
+    bound = max(objective, upper_bound(function, picks)) if function.monotone else None
+    return Greedy(picks, gains, objective, bound)
 
 
-def upper_bound(similarity: Similarity, weights: np.ndarray, picks: np.ndarray) -> float:
-    """Return min over prefixes S of ``picks`` of f(S) + the sum of the k largest gains at S (see :func:`maximise`)."""
+def upper_bound(function: Function, picks: np.ndarray) -> float:
+    """Return min over prefixes S of ``picks`` of f(S) + the sum of the k largest gains at S (see :func:`maximise_function`)."""
     k = len(picks)
-    best = np.zeros(len(weights))
+    state = function.fresh()
     bound, done = math.inf, 0
-    for stop in sorted({round(k * fraction) for fraction in _BOUND_AT}):
-        for j in picks[done:stop]:
-            _represent(similarity, best, j)
+    for stop in sorted({round(k * fraction) for fraction in BOUND_AT}):
+        add_all(state, picks[done:stop])
         done = stop
-        gains = candidate_gains(similarity, weights, best)
-        largest = np.partition(gains, len(gains) - k)[len(gains) - k :]
-        bound = min(bound, float(weights @ best) + float(largest.sum()))
+        bound = min(bound, state.value() + largest_sum(candidate_gains(state), k))
     return bound
 
 
-def candidate_gains(similarity: Similarity, weights: np.ndarray, best: np.ndarray) -> np.ndarray:
-    """Return every candidate's gain, float64 (m,), where row i is represented with ``best[i]`` already."""
-    gains = np.empty(_n_candidates(similarity))
-    in_threads(lambda start, stop: _gains(similarity, weights, best, start, stop, gains), len(gains))
+def largest_sum(gains: np.ndarray, k: int) -> float:
+    """Return the sum of the k largest."""
+    return float(np.partition(gains, len(gains) - k)[len(gains) - k :].sum())
+
+
+def candidate_gains(function: Function) -> np.ndarray:
+    """Return every candidate's gain beside what has been picked, float64 (m,)."""
+    gains = np.empty(function.m)
+    in_threads(lambda start, stop: _gains(function, start, stop, gains), len(gains))
     return gains
+
+
+def lazy_from(function: Function, free: np.ndarray, picks: np.ndarray, gains: np.ndarray) -> None:
+    """Go on picking lazily among ``free`` (int64) where ``function`` stands; fills ``picks`` and ``gains``, both (k,)."""
+    _lazy(function, candidate_gains(function), free, picks, gains, function.slack, function.monotone)
+
+
+def n_threads() -> int:
+    """Return the cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def in_threads(work: Callable[[int, int], None], n: int) -> None:
     """Run ``work(start, stop)`` over 0..n-1 in one piece per core; it must release the GIL."""
-    n_threads = max(1, min(len(os.sched_getaffinity(0)), n))
-    edges = [n * part // n_threads for part in range(n_threads + 1)]
-    with ThreadPoolExecutor(n_threads) as pool:
+    n_pieces = max(1, min(n_threads(), n))
+    edges = [n * part // n_pieces for part in range(n_pieces + 1)]
+    with ThreadPoolExecutor(n_pieces) as pool:
         list(pool.map(work, edges[:-1], edges[1:]))
 
 
-def _n_candidates(similarity: Similarity) -> int:
-    return len(similarity.indptr) - 1 if isinstance(similarity, Columns) else len(similarity)
-
-
-def _naive(similarity: Similarity, weights: np.ndarray, best: np.ndarray, picks: np.ndarray, gains: np.ndarray) -> None:
-    free = np.ones(_n_candidates(similarity), bool)
+def _naive(function: Function, free: np.ndarray, picks: np.ndarray, gains: np.ndarray) -> None:
+    allowed = np.zeros(function.m, bool)
+    allowed[free] = True
     for t in range(len(picks)):
-        all_gains = np.where(free, candidate_gains(similarity, weights, best), -1.0)
+        all_gains = np.where(allowed, candidate_gains(function), -np.inf)
         picks[t] = j = int(np.argmax(all_gains))  # the first of equals
         gains[t] = all_gains[j]
-        free[j] = False
-        _represent(similarity, best, j)
-
-
-# One definition per kind of similarity; numba chooses by type, so that each algorithm below is written once.
-
-
-def _gain(similarity: Any, weights: Any, best: Any, j: int) -> float:
-    """Return sum_i w_i max(s_ij - best_i, 0); only exists compiled."""
-    raise NotImplementedError
-
-
-def _add(similarity: Any, best: Any, j: int) -> None:
-    """Raise ``best`` to candidate j's similarities; only exists compiled."""
-    raise NotImplementedError
-
-
-# Four running sums let the processor work on four terms at once; their order is fixed, unlike with fastmath.
-
-
-@overload(_gain)
-def _gain_overload(similarity: Any, weights: Any, best: Any, j: Any) -> Any:
-    def dense(similarity: Any, weights: Any, best: Any, j: Any) -> float:
-        column = similarity[j]
-        n = column.shape[0]
-        whole = n - n % 4
-        a = b = c = d = 0.0
-        for i in range(0, whole, 4):
-            a += weights[i] * max(np.float64(column[i]) - best[i], 0.0)
-            b += weights[i + 1] * max(np.float64(column[i + 1]) - best[i + 1], 0.0)
-            c += weights[i + 2] * max(np.float64(column[i + 2]) - best[i + 2], 0.0)
-            d += weights[i + 3] * max(np.float64(column[i + 3]) - best[i + 3], 0.0)
-        for i in range(whole, n):
-            a += weights[i] * max(np.float64(column[i]) - best[i], 0.0)
-        return (a + b) + (c + d)
-
-    def sparse(similarity: Any, weights: Any, best: Any, j: Any) -> float:
-        start, stop = similarity.indptr[j], similarity.indptr[j + 1]
-        rows, values = similarity.rows[start:stop], similarity.values[start:stop]
-        n = rows.shape[0]
-        whole = n - n % 4
-        a = b = c = d = 0.0
-        for e in range(0, whole, 4):
-            a += weights[rows[e]] * max(np.float64(values[e]) - best[rows[e]], 0.0)
-            b += weights[rows[e + 1]] * max(np.float64(values[e + 1]) - best[rows[e + 1]], 0.0)
-            c += weights[rows[e + 2]] * max(np.float64(values[e + 2]) - best[rows[e + 2]], 0.0)
-            d += weights[rows[e + 3]] * max(np.float64(values[e + 3]) - best[rows[e + 3]], 0.0)
-        for e in range(whole, n):
-            a += weights[rows[e]] * max(np.float64(values[e]) - best[rows[e]], 0.0)
-        return (a + b) + (c + d)
-
-    return dense if isinstance(similarity, types.Array) else sparse
-
-
-@overload(_add)
-def _add_overload(similarity: Any, best: Any, j: Any) -> Any:
-    def dense(similarity: Any, best: Any, j: Any) -> None:
-        for i in range(best.shape[0]):
-            best[i] = max(best[i], np.float64(similarity[j, i]))
-
-    def sparse(similarity: Any, best: Any, j: Any) -> None:
-        for e in range(similarity.indptr[j], similarity.indptr[j + 1]):
-            i = similarity.rows[e]
-            best[i] = max(best[i], np.float64(similarity.values[e]))
-
-    return dense if isinstance(similarity, types.Array) else sparse
+        allowed[j] = False
+        add_all(function, picks[t : t + 1])
 
 
 @njit(cache=True, nogil=True)
-def _represent(similarity: Any, best: np.ndarray, j: int) -> None:
-    _add(similarity, best, j)
+def add_all(function: Any, picks: np.ndarray) -> None:
+    """Pick the candidates ``picks`` (int64)."""
+    for j in picks:
+        add(function, j)
 
 
 @njit(cache=True, nogil=True)
-def _gains(similarity: Any, weights: np.ndarray, best: np.ndarray, start: int, stop: int, gains: np.ndarray) -> None:
+def _gains(function: Any, start: int, stop: int, gains: np.ndarray) -> None:
     for j in range(start, stop):
-        gains[j] = _gain(similarity, weights, best, j)
+        gains[j] = gain(function, j)
 
 
 @njit(cache=True, nogil=True)
-def _sift_down(heap: np.ndarray, size: int, bounds: np.ndarray, at: int) -> None:
+def sift_down(heap: np.ndarray, size: int, bounds: np.ndarray, at: int) -> None:
     """Restore a heap whose top has the largest bound, and the lowest index among equals."""
     moving = heap[at]
     while 2 * at + 1 < size:
@@ -272,49 +232,103 @@ def _sift_down(heap: np.ndarray, size: int, bounds: np.ndarray, at: int) -> None
 
 
 @njit(cache=True, nogil=True)
-def _lazy(
-    similarity: Any, weights: np.ndarray, best: np.ndarray, bounds: np.ndarray, picks: np.ndarray, gains: np.ndarray
-) -> None:
-    size = bounds.shape[0]
-    heap = np.arange(size)
-    evaluated = np.zeros(size, np.int64)  # the number of picks that a bound knows of
-    for at in range(size // 2 - 1, -1, -1):
-        _sift_down(heap, size, bounds, at)
-    for t in range(picks.shape[0]):
-        # A bound of 0 is exact already: gains are not negative.
-        while evaluated[heap[0]] < t and bounds[heap[0]] > 0.0:
-            bounds[heap[0]] = _gain(similarity, weights, best, heap[0])
-            evaluated[heap[0]] = t
-            _sift_down(heap, size, bounds, 0)
-        picks[t] = heap[0]
-        gains[t] = bounds[heap[0]]
-        _add(similarity, best, heap[0])
-        size -= 1
-        heap[0] = heap[size]
-        _sift_down(heap, size, bounds, 0)
+def _sift_up(heap: np.ndarray, bounds: np.ndarray, at: int) -> None:
+    """Move what stands at ``at`` up to its place in such a heap."""
+    moving = heap[at]
+    while at > 0:
+        parent = heap[(at - 1) // 2]
+        if bounds[parent] > bounds[moving] or (bounds[parent] == bounds[moving] and parent < moving):
+            break
+        heap[at] = parent
+        at = (at - 1) // 2
+    heap[at] = moving
 
 
 @njit(cache=True, nogil=True)
-def _stochastic(
-    similarity: Any,
-    weights: np.ndarray,
-    best: np.ndarray,
-    draws: np.ndarray,
-    pool: np.ndarray,
+def _lazy(
+    function: Any,
+    bounds: np.ndarray,
+    free: np.ndarray,
     picks: np.ndarray,
     gains: np.ndarray,
+    slack: float,
+    monotone: bool,
 ) -> None:
+    """Pick the best of ``free`` len(picks) times; ``bounds`` are all gains now, and become bounds of later ones.
+
+    A gain that is computed anew may exceed an old one by rounding: by a share ``slack`` at most, by which bounds are raised.
+    """
+    size = free.shape[0]
+    heap, passed_over = free.copy(), np.empty_like(free)
+    exact = bounds.copy()
+    evaluated = np.zeros(bounds.shape[0], np.int64)  # the number of picks that ``exact`` knows of
+    bounds += slack * np.abs(bounds)
+    for at in range(size // 2 - 1, -1, -1):
+        sift_down(heap, size, bounds, at)
+    for t in range(picks.shape[0]):
+        best, n_passed = -1, 0
+        # What is behind the best can't win; of equals the lower index does.
+        while size and (
+            best < 0 or bounds[heap[0]] > exact[best] or (bounds[heap[0]] == exact[best] and heap[0] < best)
+        ):
+            j = heap[0]
+            size -= 1
+            heap[0] = heap[size]
+            sift_down(heap, size, bounds, 0)
+            if evaluated[j] < t:
+                # A bound of 0 is exact already where gains are not negative.
+                exact[j] = 0.0 if monotone and bounds[j] == 0.0 else gain(function, j)
+                evaluated[j] = t
+            loser = j
+            if best < 0 or exact[j] > exact[best] or (exact[j] == exact[best] and j < best):
+                best, loser = j, best
+            if loser >= 0:
+                passed_over[n_passed] = loser
+                n_passed += 1
+        picks[t], gains[t] = best, exact[best]
+        add(function, best)
+        for j in passed_over[:n_passed]:
+            bounds[j] = exact[j] + slack * abs(exact[j])
+            heap[size] = j
+            size += 1
+            _sift_up(heap, bounds, size - 1)
+
+
+@njit(cache=True, nogil=True)
+def _stochastic(function: Any, draws: np.ndarray, pool: np.ndarray, picks: np.ndarray, gains: np.ndarray) -> None:
     left = pool.shape[0]
     for t in range(picks.shape[0]):
-        chosen, gain = -1, -1.0
+        chosen, best = -1, -np.inf
         for s in range(min(draws.shape[1], left)):
             other = s + int(draws[t, s] * (left - s))
             pool[s], pool[other] = pool[other], pool[s]
-            new = _gain(similarity, weights, best, pool[s])
-            if new > gain or (new == gain and pool[s] < pool[chosen]):
-                chosen, gain = s, new
-        picks[t] = pool[chosen]
-        gains[t] = gain
-        _add(similarity, best, picks[t])
+            new = gain(function, pool[s])
+            if chosen < 0 or new > best or (new == best and pool[s] < pool[chosen]):
+                chosen, best = s, new
+        picks[t], gains[t] = pool[chosen], best
+        add(function, picks[t])
         left -= 1
         pool[chosen] = pool[left]
+
+
+@njit(cache=True, nogil=True)
+def _threshold(
+    function: Any, bounds: np.ndarray, free: np.ndarray, epsilon: float, picks: np.ndarray, gains: np.ndarray
+) -> None:
+    threshold = bounds[free].max()
+    least = epsilon / free.shape[0] * threshold  # below it all gains together count for nothing
+    taken = np.zeros(bounds.shape[0], np.bool_)
+    t = 0
+    while t < picks.shape[0]:
+        for j in free:
+            if t == picks.shape[0]:
+                break
+            if taken[j] or bounds[j] < threshold:
+                continue
+            bounds[j] = gain(function, j)
+            if bounds[j] >= threshold:
+                picks[t], gains[t] = j, bounds[j]
+                add(function, j)
+                taken[j] = True
+                t += 1
+        threshold = threshold * (1.0 - epsilon) if threshold > least else 0.0

@@ -12,7 +12,8 @@ import numpy as np
 from numba import njit
 
 from coreclip.progress import Progress
-from coreclip.selection.greedy import Columns, in_threads
+from coreclip.selection.functions import Columns
+from coreclip.selection.greedy import in_threads
 
 _BLOCK = 2048  # rows; a block of float32 is 16 MiB
 
