@@ -79,6 +79,7 @@ def test_infinite_scores_belong_to_the_bin_at_their_end():
     correct = np.array([[1, 0, 0, 1]], np.int8)
     subset = ccs(2, signals={"correct": correct}, signal="forgetting", beta=0)
     assert sorted(correct[0, subset.indices]) == [0, 1]
+    assert subset.parameters["strata"] == 2
     assert ccs(2, signals={"correct": correct}, signal="forgetting", beta=0.5, bins=3).indices.tolist() in (
         [0, 3],
         [3, 0],
