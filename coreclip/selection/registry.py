@@ -15,10 +15,13 @@ from coreclip.errors import CoreclipError
 from coreclip.selection.apricot import PYTHON_SELECTORS, SELECTORS, apricot_subset, full_name
 from coreclip.selection.coresets import craig
 from coreclip.selection.deduplicate import semdedup
+from coreclip.selection.difficulty import easy, el2n, forgetting, grand, hard, tracin, vog
 from coreclip.selection.facility import facility_location
 from coreclip.selection.features import Features
 from coreclip.selection.scores import clipscore, random_subset
+from coreclip.selection.strata import ccs, classes, stratified
 from coreclip.selection.subset import Subset
+from coreclip.selection.uncertainty import entropy, least_confidence, margin
 
 _SCALARS = (bool, int, float, str, types.NoneType)
 _INPUTS = ("n", "features", "labels", "signals", "metadata")
@@ -133,7 +136,7 @@ class Method:
         if parameters.get("clusters"):
             given["labels"] = None  # the clusters are asked for in place of the classes
         taken = {name: given[name] for name in _names_of(self.function) if name in given}
-        if "features" in taken and taken["features"] is None:
+        if "features" in taken and taken["features"] is None and not _may_lack_features(self.function):
             raise CoreclipError("this method needs features and none are given; make them with coreclip embed")
         return self.function(**taken, **parameters)
 
@@ -176,6 +179,10 @@ def _names_of(function: Callable[..., Subset]) -> list[str]:
     ]  # fmt: skip
 
 
+def _may_lack_features(function: Callable[..., Subset]) -> bool:
+    return inspect.signature(function).parameters["features"].default is None
+
+
 METHODS: dict[str, Method] = {
     "random": Method(random_subset, "random pairs, the baseline; needs no features", Tier.CERTIFIED),
     "facility-location": Method(
@@ -188,6 +195,31 @@ METHODS: dict[str, Method] = {
     "craig": Method(craig, "weighted pairs whose gradients add up to those of all", Tier.CERTIFIED),
     "semdedup": Method(
         semdedup, "drops near-duplicates, by eps or down to the number asked for", Tier.CERTIFIED, filters=True
+    ),
+    "el2n": Method(el2n, "pairs whose error was largest early in training (signals)", Tier.REFERENCE),
+    "grand": Method(grand, "pairs whose loss had the largest gradients (signals)", Tier.REFERENCE),
+    "forgetting": Method(
+        forgetting, "pairs that training forgot most often, never learned ones first (signals)", Tier.REFERENCE
+    ),
+    "vog": Method(vog, "pairs whose pixel gradients varied most during training (signals)", Tier.REFERENCE),
+    "tracin": Method(tracin, "pairs with the largest influence on their own loss (signals)", Tier.REFERENCE),
+    "easy": Method(easy, "the easiest pairs, by the loss or another signal", Tier.REFERENCE, higher_is_better=False),
+    "hard": Method(hard, "the hardest pairs, by the loss or another signal", Tier.REFERENCE),
+    "least-confidence": Method(
+        least_confidence, "pairs whose most probable class is least probable (signals)", Tier.REFERENCE
+    ),
+    "margin": Method(
+        margin, "pairs whose two most probable classes are nearest to each other (signals)", Tier.REFERENCE
+    ),
+    "entropy": Method(entropy, "pairs whose predicted classes are most evenly probable (signals)", Tier.REFERENCE),
+    "stratified": Method(
+        stratified, "random pairs, each label or bin of a signal in proportion to its size", Tier.REFERENCE
+    ),
+    "ccs": Method(
+        ccs, "random pairs, evenly over bins of difficulty without the hardest (signals or features)", Tier.CERTIFIED
+    ),
+    "classes": Method(
+        classes, "the pairs of some of the classes, half of them by default", Tier.REFERENCE, filters=True
     ),
     **{
         f"apricot:{name}": Method(

@@ -56,6 +56,50 @@ def signal_of(signals: Mapping[str, np.ndarray], name: str, method: str) -> np.n
     return np.asarray(signals[name])
 
 
+def mean_over_passes(signal: np.ndarray, passes: int | None = None, *, last: bool = False) -> np.ndarray:
+    """Return each pair's mean over some passes; the passes in which it was not seen are left out.
+
+    Parameters
+    ----------
+    signal : float (passes, n)
+        NaN where a pair was not seen in that pass.
+    passes : int or None
+        How many to take, at least 1; None for all.
+    last : bool
+        Take the last passes that each pair was seen in, instead of the first passes of the run.
+
+    Returns
+    -------
+    float64 (n,)
+        NaN for a pair that was seen in none of them.
+
+    Raises
+    ------
+    CoreclipError
+        For another shape, and for ``passes`` below 1.
+    """
+    signal = np.asarray(signal)
+    if signal.ndim != 2:
+        raise CoreclipError(f"the signal has shape {signal.shape}; it must be (passes, n), a row for each pass")
+    check_passes(passes)
+    rows = signal[::-1] if last else signal[:passes]
+    total, count = np.zeros(signal.shape[1]), np.zeros(signal.shape[1], np.int64)
+    with np.errstate(invalid="ignore"):  # opposite infinities have no mean: NaN, no score
+        for row in rows:
+            use = ~np.isnan(row)
+            if last and passes is not None:
+                use &= count < passes
+            total += np.where(use, row, 0)
+            count += use
+        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def check_passes(passes: int | None, name: str = "passes") -> None:
+    """Refuse a number of passes below 1."""
+    if passes is not None and passes < 1:
+        raise CoreclipError(f"{name} = {passes} is not allowed: at least 1, or none for the usual number")
+
+
 def _read(file: Path) -> np.ndarray:
     try:
         return np.load(file, mmap_mode="r", allow_pickle=False)

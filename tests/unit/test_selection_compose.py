@@ -23,6 +23,14 @@ def make_features(n=100, d=8, seed=0, **info):
     return Features.from_arrays(image, image + rng.normal(size=(n, d)), info=info)
 
 
+def make_signals(n=100, passes=3, seed=0):
+    rng = np.random.default_rng(seed)
+    names = ("loss", "margin", "confidence", "entropy", "probability_margin", "el2n", "grand")
+    signals = {name: rng.random((passes, n), dtype=np.float32) for name in names}
+    signals |= {name: rng.random(n, dtype=np.float32) for name in ("vog", "tracin")}
+    return signals | {"correct": rng.integers(0, 2, (passes, n)).astype(np.int8)}
+
+
 def test_an_expression_is_read_into_stages():
     stages = parse(
         "semdedup( eps = 0.05,modality='text') | clip-score(keep=.6)".replace("clip-score", "clipscore") + "|craig(k=7)"
@@ -99,14 +107,29 @@ def test_random_needs_no_features():
         select(None, 100, method="clipscore", fraction=0.25)
 
 
+def test_signals_follow_the_survivors():
+    signals = make_signals()
+    subset = select(None, 100, method="hard(keep=0.5) | el2n", k=20, signals=signals)
+    hardest_half = np.argsort(-signals["loss"][-1], kind="stable")[:50]
+    early = signals["el2n"].astype(np.float64).mean(axis=0)
+    assert subset.indices.tolist() == sorted(hardest_half, key=lambda index: -early[index])[:20]
+
+
+def test_features_that_a_method_can_do_without_may_be_missing():
+    assert select(None, 100, method="ccs", k=20, signals=make_signals()).k == 20
+    with pytest.raises(CoreclipError, match="ccs needs the signals of a training run, or features"):
+        select(None, 100, method="ccs", k=20)
+
+
 def test_every_method_is_described():
-    assert all(method.summary and method.higher_is_better for method in METHODS.values())
+    assert all(method.summary for method in METHODS.values())
+    assert [name for name, method in METHODS.items() if not method.higher_is_better] == ["easy"]
     assert {"apricot:GraphCutSelection", "random"} < set(METHODS)
 
 
 @pytest.mark.parametrize("name", [*(name for name in METHODS if ":" not in name), "apricot:GraphCut"])
 def test_every_method_runs_by_name_and_its_subset_can_be_stored(name, tmp_path):
-    subset = select(make_features(30), 30, method=name, k=6)
+    subset = select(make_features(30), 30, method=name, k=6, signals=make_signals(30), labels=np.arange(30) % 4)
     assert subset.k == 6
     subset.save(tmp_path / "s.parquet")
     assert Subset.load(tmp_path / "s.parquet").parameters == subset.parameters
