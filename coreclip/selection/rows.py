@@ -166,7 +166,7 @@ class Nearest:
         self.owners = np.zeros(n, np.int32)
         self.evaluated = 0
         self._rows = rows
-        self._points: list[int] = []
+        self._points, self._n_points = np.empty(64, np.int64), 0
 
     def add(
         self, run: Callable[[Callable[[int, int], tuple[int, int]]], list[tuple[int, int]]], index: int, *, chosen: bool
@@ -175,15 +175,18 @@ class Nearest:
 
         A ``chosen`` row is nobody's farthest any more, not even where all distances are 0.
         """
-        number = len(self._points)
+        number = self._n_points
         point = take_rows(self._rows, np.array([index]))[0]
-        quarters = np.zeros(number + 1)  # of the squared distances between the points so far, and itself, and the new one
-        _distances_of(self._rows, np.array(self._points, np.int64), point, quarters)
+        quarters = np.zeros(number + 1)  # of the squared distances from the new point to those before, and to itself
+        _distances_of(self._rows, self._points[:number], point, quarters)
         quarters *= self._MARGIN / 4
         if chosen:
             self.squares[index] = -1.0
             self.owners[index] = number
-        self._points.append(index)
+        if number == len(self._points):
+            self._points = np.concatenate([self._points, np.empty(number, np.int64)])
+        self._points[number] = index
+        self._n_points += 1
         pieces = run(
             lambda start, stop: _absorb(self._rows, point, number, quarters, self.squares, self.owners, start, stop)
         )
@@ -200,14 +203,16 @@ def _real(value: Any) -> float:
     raise NotImplementedError
 
 
-@intrinsic
-def _of_bits(typing_context: Any, bits: Any) -> Any:
+def _convert_bits(typing_context: Any, bits: Any) -> Any:
     """Convert float16 bits to float32, exactly."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
 
     return types.float32(types.uint16), generate
+
+
+_of_bits: Any = intrinsic(_convert_bits)
 
 
 @overload(_real)
