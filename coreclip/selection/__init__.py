@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from coreclip.selection.apricot import apricot_subset
     from coreclip.selection.compose import metadata_of, parse, select
-    from coreclip.selection.coresets import craig
+    from coreclip.selection.coresets import craig, craig_of_gradients
     from coreclip.selection.deduplicate import semdedup
     from coreclip.selection.difficulty import (
         difficulty_scores,
@@ -25,10 +25,20 @@ if TYPE_CHECKING:
     )
     from coreclip.selection.facility import facility_location
     from coreclip.selection.features import Features
-    from coreclip.selection.gradients import clip_gradients
+    from coreclip.selection.geometry import herding, k_center
+    from coreclip.selection.gradients import (
+        FactoredGradients,
+        clip_error_norms,
+        clip_factored_gradients,
+        clip_gradients,
+        grand_proxy,
+    )
+    from coreclip.selection.matching import gradmatch, gradmatch_of_gradients
     from coreclip.selection.neighbors import neighbor_graph
     from coreclip.selection.registry import METHODS, Method
+    from coreclip.selection.robust import crust
     from coreclip.selection.scores import clip_scores, clipscore, random_subset
+    from coreclip.selection.sensitivity import StreamCoreset, lightweight_sample, merge_and_reduce, sensitivity_sample
     from coreclip.selection.signals import load_signals
     from coreclip.selection.strata import ccs, ccs_budgets, classes, stratified
     from coreclip.selection.subset import Subset, check_output
@@ -43,19 +53,25 @@ if TYPE_CHECKING:
 
 # No module has the name of something exported: importing it would put the module in that name's place.
 _MODULES = {
-    "Features": "features",
     "METHODS": "registry",
-    "check_output": "subset",
+    "FactoredGradients": "gradients",
+    "Features": "features",
     "Method": "registry",
+    "StreamCoreset": "sensitivity",
     "Subset": "subset",
     "apricot_subset": "apricot",
     "ccs": "strata",
     "ccs_budgets": "strata",
+    "check_output": "subset",
     "classes": "strata",
+    "clip_error_norms": "gradients",
+    "clip_factored_gradients": "gradients",
     "clip_gradients": "gradients",
     "clip_scores": "scores",
     "clipscore": "scores",
     "craig": "coresets",
+    "craig_of_gradients": "coresets",
+    "crust": "robust",
     "difficulty_scores": "difficulty",
     "easy": "difficulty",
     "el2n": "difficulty",
@@ -65,20 +81,28 @@ _MODULES = {
     "facility_location": "facility",
     "forgetting": "difficulty",
     "forgetting_events": "difficulty",
+    "gradmatch": "matching",
+    "gradmatch_of_gradients": "matching",
     "grand": "difficulty",
+    "grand_proxy": "gradients",
     "grand_scores": "difficulty",
     "hard": "difficulty",
+    "herding": "geometry",
+    "k_center": "geometry",
     "least_confidence": "uncertainty",
     "least_confidence_scores": "uncertainty",
+    "lightweight_sample": "sensitivity",
     "load_signals": "signals",
     "margin": "uncertainty",
     "margin_scores": "uncertainty",
+    "merge_and_reduce": "sensitivity",
     "metadata_of": "compose",
     "neighbor_graph": "neighbors",
     "parse": "compose",
     "random_subset": "scores",
     "select": "compose",
     "semdedup": "deduplicate",
+    "sensitivity_sample": "sensitivity",
     "stratified": "strata",
     "tracin": "difficulty",
     "tracin_self_influence": "difficulty",
@@ -88,18 +112,24 @@ _MODULES = {
 
 __all__ = [
     "METHODS",
+    "FactoredGradients",
     "Features",
     "Method",
+    "StreamCoreset",
     "Subset",
     "apricot_subset",
     "ccs",
     "ccs_budgets",
     "check_output",
     "classes",
+    "clip_error_norms",
+    "clip_factored_gradients",
     "clip_gradients",
     "clip_scores",
     "clipscore",
     "craig",
+    "craig_of_gradients",
+    "crust",
     "difficulty_scores",
     "easy",
     "el2n",
@@ -109,20 +139,28 @@ __all__ = [
     "facility_location",
     "forgetting",
     "forgetting_events",
+    "gradmatch",
+    "gradmatch_of_gradients",
     "grand",
+    "grand_proxy",
     "grand_scores",
     "hard",
+    "herding",
+    "k_center",
     "least_confidence",
     "least_confidence_scores",
+    "lightweight_sample",
     "load_signals",
     "margin",
     "margin_scores",
+    "merge_and_reduce",
     "metadata_of",
     "neighbor_graph",
     "parse",
     "random_subset",
     "select",
     "semdedup",
+    "sensitivity_sample",
     "stratified",
     "tracin",
     "tracin_self_influence",

@@ -168,7 +168,8 @@ def count_of(fraction: float, n: int) -> int:
 def _report(reports: list[dict[str, Any]], asked: int | None, left: int) -> dict[str, Any]:
     parameters = reports[0]["parameters"] if len(reports) == 1 else {"stages": reports}
     if asked is not None and left < asked:
-        return {**parameters, "note": f"{left} pairs instead of the {asked} asked for: the stages left no more"}
+        # A method that knows why says it better.
+        return {"note": f"{left} pairs instead of the {asked} asked for: the stages left no more", **parameters}
     return parameters
 
 

@@ -1,12 +1,14 @@
 """CRAIG (Mirzasoleiman et al. 2020, arXiv 1906.01827): a weighted subset whose gradients add up to nearly those of all pairs.
 
-Gradients are those of :mod:`coreclip.selection.gradients`, frozen at the model that made the features. Left out: selecting
-again during training.
+Gradients are those of :mod:`coreclip.selection.gradients`, frozen at the model that made the features, or any that a caller
+has: :func:`craig_of_gradients` takes arrays (of a convex model the features themselves do) and the factored ones of a classifier.
+Left out: selecting again during training.
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,7 +16,7 @@ from coreclip.errors import CoreclipError
 from coreclip.selection.clusters import apportion, groups, spherical_kmeans
 from coreclip.selection.facility import DEFAULT_NEIGHBORS, DENSE_LIMIT, check_k, similarity_of
 from coreclip.selection.features import Features
-from coreclip.selection.gradients import clip_gradients, resolve_temperature
+from coreclip.selection.gradients import FactoredGradients, as_gradients, clip_gradients, resolve_temperature
 from coreclip.selection.subset import Subset
 
 if TYPE_CHECKING:
@@ -96,11 +98,7 @@ def craig(
     n = features.n
     check_k(k, n)
     gradients = np.hstack(clip_gradients(features, temperature=temperature, bank=bank, seed=seed))
-    if labels is None:
-        clusters = clusters or -(-n // _CLUSTER_PAIRS)
-        classes, _ = spherical_kmeans(features.vectors("both"), clusters, seed)
-    else:
-        classes = _check_labels(labels, clusters, n)
+    classes = classes_of(features, labels, clusters, seed)
     found = craig_of_gradients(gradients, k, classes)
     return Subset(
         indices=found.indices,
@@ -110,10 +108,7 @@ def craig(
         upper_bound=found.upper_bound,
         method="craig",
         parameters={
-            "temperature": resolve_temperature(features, temperature),
-            "bank": min(bank, n),
-            "classes": len(np.unique(classes)),
-            "classes_from": "clusters" if labels is None else "labels",
+            **describe(features, temperature, bank, classes, labels),
             "weights": "gamma * k / n, where gamma counts the pairs that a chosen one stands for",
             **_note_of_copies(found.gamma),
         },
@@ -124,12 +119,12 @@ def craig(
     )
 
 
-def craig_of_gradients(gradients: np.ndarray, k: int, classes: np.ndarray) -> Craig:
+def craig_of_gradients(gradients: np.ndarray | FactoredGradients, k: int, classes: np.ndarray) -> Craig:
     """Run CRAIG on given gradients.
 
     Parameters
     ----------
-    gradients : float (n, d)
+    gradients : float (n, d) or FactoredGradients
     k : int
         1 to n.
     classes : int64 (n,)
@@ -142,18 +137,16 @@ def craig_of_gradients(gradients: np.ndarray, k: int, classes: np.ndarray) -> Cr
     """
     from coreclip.selection.greedy import maximise
 
-    members = groups(classes)
-    budgets = apportion(np.array([len(rows) for rows in members]), k)
-    served = [(rows, int(budget)) for rows, budget in zip(members, budgets, strict=True) if budget]
-    runs = [maximise(_gradient_similarity(gradients[rows]), np.ones(len(rows)), budget) for rows, budget in served]
+    gradients = as_gradients(gradients)
+    check_k(k, len(gradients))
+    served, unserved = share(check_labels(classes, len(gradients)), k)
+    runs = [maximise(_similarity(gradients.take(rows)), np.ones(len(rows)), budget) for rows, budget in served]
     chosen = [rows[run.picks] for (rows, _), run in zip(served, runs, strict=True)]
     gammas = [_count_nearest(gradients, rows, picks) for (rows, _), picks in zip(served, chosen, strict=True)]
     indices, gamma = np.concatenate(chosen), np.concatenate(gammas)
-    unserved = [rows for rows, budget in zip(members, budgets, strict=True) if not budget]
-    if unserved:
-        gamma = gamma + _count_nearest(gradients, np.concatenate(unserved), indices)
-    turns = np.concatenate([(np.arange(budget) + 0.5) / budget for _, budget in served])
-    order = np.argsort(turns, kind="stable")
+    if len(unserved):
+        gamma = gamma + _count_nearest(gradients, unserved, indices)
+    order = in_turns([budget for _, budget in served])
     return Craig(
         indices[order],
         np.concatenate([run.gains for run in runs])[order],
@@ -163,32 +156,104 @@ def craig_of_gradients(gradients: np.ndarray, k: int, classes: np.ndarray) -> Cr
     )
 
 
-def _gradient_similarity(gradients: np.ndarray) -> "Similarity":
+def share(classes: np.ndarray, k: int) -> tuple[list[tuple[np.ndarray, int]], np.ndarray]:
+    """Share k out among the classes, in proportion to their sizes.
+
+    Returns
+    -------
+    served : list of (int64 (m,), int)
+        The rows of each class that gets something, and its budget.
+    unserved : int64
+        The rows of the other classes.
+    """
+    members = groups(classes)
+    budgets = apportion(np.array([len(rows) for rows in members]), k)
+    served = [(rows, int(budget)) for rows, budget in zip(members, budgets, strict=True) if budget]
+    left = [rows for rows, budget in zip(members, budgets, strict=True) if not budget]
+    return served, np.concatenate(left) if left else np.empty(0, np.int64)
+
+
+def in_turns(sizes: list[int]) -> np.ndarray:
+    """Return the order in which classes whose picks lie one class after the other take turns, int64 (sum,)."""
+    return np.argsort(np.concatenate([(np.arange(size) + 0.5) / max(size, 1) for size in sizes]), kind="stable")
+
+
+def classes_of(features: Features, labels: np.ndarray | None, clusters: int | None, seed: int) -> np.ndarray:
+    """Return the class of each pair, int64 (n,): its label, else its k-means cluster by image and text together.
+
+    Raises
+    ------
+    CoreclipError
+        For labels that do not fit, labels beside a number of clusters, and a number that is not 1 to n.
+    """
+    if labels is None:
+        return spherical_kmeans(features.vectors("both"), clusters or -(-features.n // _CLUSTER_PAIRS), seed)[0]
+    if clusters is not None:
+        raise CoreclipError(f"clusters = {clusters} beside labels: classes come from one of them; leave the other out")
+    return check_labels(labels, features.n)
+
+
+def describe(
+    features: Features, temperature: float | None, bank: int, classes: np.ndarray, labels: np.ndarray | None
+) -> dict[str, Any]:
+    """Return what a subset notes of the gradients and the classes."""
+    return {
+        "temperature": resolve_temperature(features, temperature),
+        "bank": min(bank, features.n),
+        "classes": len(np.unique(classes)),
+        "classes_from": "clusters" if labels is None else "labels",
+    }
+
+
+def distance_blocks(
+    gradients: FactoredGradients, rows: np.ndarray, picks: np.ndarray
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield which of ``rows`` come next, and their distances ||g_i - g_j|| to ``picks``, float64 (b, k)."""
+    squares = gradients.take(picks).squared_norms()
+    for start in range(0, len(rows), _BLOCK):
+        block = slice(start, min(start + _BLOCK, len(rows)))
+        here = rows[block]
+        squared = gradients.take(here).squared_norms()[:, None] + squares - 2 * gradients.dot(here, picks)
+        squared[here[:, None] == picks] = 0.0  # rounding must not decide whether a row is near itself
+        yield block, np.sqrt(np.maximum(squared, 0.0))
+
+
+def _similarity(gradients: FactoredGradients) -> "Similarity":
+    """Return d_max - ||g_i - g_j||, d_max being at least every distance; ``gradients`` is used up."""
     from coreclip.selection.neighbors import proximity
 
-    # Centred and in float64: distances come from differences of squares, which cancel.
-    centred = gradients.astype(np.float64)
-    centred -= centred.mean(axis=0)
-    largest = 2 * float(np.linalg.norm(centred, axis=1).max())  # at least every distance
-    neighbors = DEFAULT_NEIGHBORS if len(centred) > DENSE_LIMIT else None
-    return similarity_of(centred, neighbors, proximity(centred, largest), largest)
+    n = len(gradients)
+    neighbors = DEFAULT_NEIGHBORS if n > DENSE_LIMIT else None
+    (residuals, hidden, _), *others = gradients.layers
+    if not others and not hidden.shape[1]:
+        # Centred and in float64: distances come from differences of squares, which cancel.
+        residuals -= residuals.mean(axis=0)
+        largest = 2 * float(np.linalg.norm(residuals, axis=1).max())
+        return similarity_of(residuals, neighbors, proximity(residuals, largest), largest)
+    squares = gradients.squared_norms()
+    largest = 2 * float(np.sqrt(squares.max()))
+
+    def measure(products: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
+        squared = squares[rows, None] + squares[None, columns] - 2 * gradients.dot(rows, columns)
+        return np.maximum(largest - np.sqrt(np.maximum(squared, 0)), 0)
+
+    # Products of the factors are no inner products of rows: the measure takes them by itself, and those of nothing are given.
+    return similarity_of(np.zeros((n, 1)), neighbors, measure, largest)
 
 
-def _count_nearest(gradients: np.ndarray, rows: np.ndarray, picks: np.ndarray) -> np.ndarray:
+def _count_nearest(gradients: FactoredGradients, rows: np.ndarray, picks: np.ndarray) -> np.ndarray:
     """Return how many of ``rows`` are nearest to each of ``picks``; ties go to the earlier pick."""
-    medoids = gradients[picks].astype(np.float64)
-    half_squares = np.einsum("ij,ij->i", medoids, medoids) / 2
+    half_squares = gradients.take(picks).squared_norms() / 2
     counts = np.zeros(len(picks), np.int64)
     for start in range(0, len(rows), _BLOCK):
-        nearest = np.argmax(gradients[rows[start : start + _BLOCK]] @ medoids.T - half_squares, axis=1)
+        nearest = np.argmax(gradients.dot(rows[start : start + _BLOCK], picks) - half_squares, axis=1)
         counts += np.bincount(nearest, minlength=len(picks))
     return counts
 
 
-def _check_labels(labels: np.ndarray, clusters: int | None, n: int) -> np.ndarray:
+def check_labels(labels: np.ndarray, n: int) -> np.ndarray:
+    """Return the labels as int64 (n,); CoreclipError for others than one integer per pair."""
     labels = np.asarray(labels)
-    if clusters is not None:
-        raise CoreclipError(f"clusters = {clusters} beside labels: classes come from one of them; leave the other out")
     if labels.shape != (n,) or labels.dtype.kind not in "iu":
         raise CoreclipError(
             f"labels are {labels.dtype} of shape {labels.shape}; they must be one integer for each of {n} pairs"

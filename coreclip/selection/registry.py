@@ -18,7 +18,12 @@ from coreclip.selection.deduplicate import semdedup
 from coreclip.selection.difficulty import easy, el2n, forgetting, grand, hard, tracin, vog
 from coreclip.selection.facility import facility_location
 from coreclip.selection.features import Features
+from coreclip.selection.geometry import herding, k_center
+from coreclip.selection.gradients import grand_proxy
+from coreclip.selection.matching import gradmatch
+from coreclip.selection.robust import crust
 from coreclip.selection.scores import clipscore, random_subset
+from coreclip.selection.sensitivity import lightweight_sample, sensitivity_sample
 from coreclip.selection.strata import ccs, classes, stratified
 from coreclip.selection.subset import Subset
 from coreclip.selection.uncertainty import entropy, least_confidence, margin
@@ -193,6 +198,17 @@ METHODS: dict[str, Method] = {
     ),
     "clipscore": Method(clipscore, "pairs whose image and text agree best", Tier.REFERENCE),
     "craig": Method(craig, "weighted pairs whose gradients add up to those of all", Tier.CERTIFIED),
+    "gradmatch": Method(gradmatch, "few weighted pairs fitted so that their gradients add up to all", Tier.CERTIFIED),
+    "crust": Method(crust, "medoids of the gradients, weighted by how many are near: for wrong labels", Tier.REFERENCE),
+    "grand-proxy": Method(grand_proxy, "pairs whose embeddings get the longest gradients, the hardest", Tier.REFERENCE),
+    "k-center": Method(k_center, "no pair is far from a chosen one (within twice the best radius)", Tier.CERTIFIED),
+    "herding": Method(herding, "the mean of the chosen pairs stays near the mean of all", Tier.REFERENCE),
+    "sensitivity": Method(
+        sensitivity_sample, "a weighted sample that k-means costs are the same on, by sensitivities", Tier.REFERENCE
+    ),
+    "lightweight": Method(
+        lightweight_sample, "a weighted sample that k-means costs are the same on, by the mean", Tier.REFERENCE
+    ),
     "semdedup": Method(
         semdedup, "drops near-duplicates, by eps or down to the number asked for", Tier.CERTIFIED, filters=True
     ),

@@ -82,5 +82,5 @@ def test_wrong_arguments_are_refused(arguments, message):
 
 
 def test_both_modalities_are_needed():
-    with pytest.raises(CoreclipError, match="craig needs image and text"):
+    with pytest.raises(CoreclipError, match="gradients need image and text"):
         clip_gradients(Features.from_arrays(np.eye(4)))
