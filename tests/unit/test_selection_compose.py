@@ -11,6 +11,8 @@ from coreclip.selection import (
     clip_scores,
     clipscore,
     facility_location,
+    metadata_of,
+    needs_features,
     parse,
     select,
     semdedup,
@@ -21,6 +23,14 @@ def make_features(n=100, d=8, seed=0, **info):
     rng = np.random.default_rng(seed)
     image = rng.normal(size=(n, d))
     return Features.from_arrays(image, image + rng.normal(size=(n, d)), info=info)
+
+
+def make_metadata(n=100):
+    return {
+        "caption": np.array([f"a picture of the number {i}" for i in range(n)], object),
+        "width": np.full(n, 640),
+        "height": np.full(n, 480),
+    }
 
 
 def test_an_expression_is_read_into_stages():
@@ -99,6 +109,21 @@ def test_random_needs_no_features():
         select(None, 100, method="clipscore", fraction=0.25)
 
 
+def test_what_an_expression_reads_is_known_beforehand():
+    assert metadata_of("datacomp-basic | clipscore") == {"caption", "width", "height"}
+    assert needs_features("datacomp-basic | clipscore")
+    assert not needs_features("datacomp-basic | random")
+    assert needs_features("apricot:GraphCut")
+
+
+def test_metadata_follow_the_survivors():
+    metadata = make_metadata(100)
+    metadata["width"][::2] = 10
+    subset = select(make_features(), 100, method="clipscore(keep=0.5) | datacomp-basic", metadata=metadata)
+    assert subset.k == subset.parameters["stages"][1]["k"] > 0
+    assert (subset.indices % 2 == 1).all()
+
+
 def test_every_method_is_described():
     assert all(method.summary and method.higher_is_better for method in METHODS.values())
     assert {"apricot:GraphCutSelection", "random"} < set(METHODS)
@@ -106,7 +131,7 @@ def test_every_method_is_described():
 
 @pytest.mark.parametrize("name", [*(name for name in METHODS if ":" not in name), "apricot:GraphCut"])
 def test_every_method_runs_by_name_and_its_subset_can_be_stored(name, tmp_path):
-    subset = select(make_features(30), 30, method=name, k=6)
+    subset = select(make_features(30), 30, method=name, k=6, metadata=make_metadata(30))
     assert subset.k == 6
     subset.save(tmp_path / "s.parquet")
     assert Subset.load(tmp_path / "s.parquet").parameters == subset.parameters
