@@ -128,12 +128,13 @@ class DatacompPool:
 
         parts = []
         for file, n_rows in zip(self.files, self.rows, strict=True):
-            with _readable(file):
-                table = pq.read_table(file, columns=[name])
-            if name not in table.column_names:
-                raise CoreclipError(f"{file} has no column {name!r}; it has {', '.join(pq.read_schema(file).names)}")
-            if len(table) != n_rows:
-                raise CoreclipError(f"{file} holds {len(table)} rows, {n_rows} when it was opened; it must not change")
+            with _readable(file), pq.ParquetFile(file) as opened:
+                names, found = opened.schema_arrow.names, opened.metadata.num_rows
+                if name not in names:
+                    raise CoreclipError(f"{file} has no column {name!r}; it has {', '.join(names)}")
+                if found != n_rows:
+                    raise CoreclipError(f"{file} holds {found} rows, {n_rows} when it was opened; it must not change")
+                table = opened.read(columns=[name])
             parts.append(table[name].to_numpy())
         return np.concatenate(parts)
 

@@ -4,9 +4,11 @@ Left out: archives that were pickled, arrays of more dimensions, writing.
 """
 
 import os
+import shutil
 import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from coreclip.errors import CoreclipError
+from coreclip.files import check_free_disk
 
 _LOCAL_HEADER = 30  # bytes of a member's header in a zip archive, before its name
 _CHUNK = 1 << 22  # bytes
@@ -123,21 +126,30 @@ def _find(archive: Path, member: str, unpacked: IO[bytes] | None) -> tuple[_Piec
             info = file.getinfo(f"{member}.npy")
             with file.open(info) as stream:
                 shape, dtype = _npy_header(stream)
+                n_bytes = int(np.prod(shape)) * dtype.itemsize
+                if info.file_size != stream.tell() + n_bytes:
+                    raise OSError(f"{info.file_size - stream.tell()} bytes of numbers, and {n_bytes} are needed")
                 if info.compress_type == zipfile.ZIP_STORED:
-                    header = info.file_size - int(np.prod(shape)) * dtype.itemsize
-                    piece = _Piece(archive, _start(archive, info) + header, shape, dtype)
-                    _check_size(piece)
-                    return piece, unpacked
+                    return _Piece(archive, _start(archive, info) + stream.tell(), shape, dtype), unpacked
+                check_free_disk(tempfile.gettempdir(), n_bytes)
                 unpacked = unpacked or tempfile.NamedTemporaryFile(prefix="coreclip-")  # noqa: SIM115 - outlives the call
                 offset = unpacked.seek(0, os.SEEK_END)
-                _copy(stream, unpacked, int(np.prod(shape)) * dtype.itemsize)
+                shutil.copyfileobj(stream, unpacked, _CHUNK)
                 unpacked.flush()
                 return _Piece(Path(unpacked.name), offset, shape, dtype), unpacked
     except FileNotFoundError:
         raise CoreclipError(
             f"no embeddings at {archive}: the file does not exist; fetch it, or give --features"
         ) from None
-    except (OSError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, struct.error) as error:
+    except (
+        OSError,
+        EOFError,
+        zipfile.BadZipFile,
+        zipfile.LargeZipFile,
+        NotImplementedError,
+        struct.error,
+        zlib.error,
+    ) as error:
         raise CoreclipError(f"{archive} is not a readable .npz of numbers ({error}); fetch it again") from None
 
 
@@ -161,18 +173,3 @@ def _start(archive: Path, info: zipfile.ZipInfo) -> int:
         header = file.read(_LOCAL_HEADER)
     name, extra = struct.unpack("<HH", header[26:])
     return info.header_offset + _LOCAL_HEADER + int(name) + int(extra)
-
-
-def _check_size(piece: _Piece) -> None:
-    needed = piece.offset + int(np.prod(piece.shape)) * piece.dtype.itemsize
-    if piece.path.stat().st_size < needed:
-        raise OSError(f"{piece.path.stat().st_size} bytes, and {needed} are needed")
-
-
-def _copy(source: IO[bytes], target: IO[bytes], n_bytes: int) -> None:
-    while n_bytes:
-        chunk = source.read(min(_CHUNK, n_bytes))
-        if not chunk:
-            raise EOFError("it ends too soon")
-        target.write(chunk)
-        n_bytes -= len(chunk)

@@ -38,6 +38,14 @@ def test_the_pool_is_its_own_target():
     np.testing.assert_allclose(normsim_scores(features, norm="inf"), np.abs(all_of_them).max(axis=1), rtol=1e-5)
 
 
+def test_norm_inf_counts_the_size_of_a_similarity_as_a_norm_does():
+    features, target = (
+        Features.from_arrays(np.float32([[1, 0], [0.6, 0.8]])),
+        Features.from_arrays(np.float32([[-1, 0]])),
+    )
+    np.testing.assert_allclose(normsim_scores(features, target, norm="inf"), [1, 0.6], atol=1e-6)
+
+
 def test_scores_follow_the_rows():
     features, order = make_images(), np.random.default_rng(2).permutation(50)
     for norm in ("2", "inf"):
