@@ -10,15 +10,20 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 import typer.core
 
 from coreclip import __version__
 from coreclip.errors import CoreclipError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from coreclip.selection import Features
 
 app = typer.Typer(
     name="coreclip",
@@ -494,13 +499,20 @@ class _ListsMethods(typer.core.TyperCommand):
 
 @app.command(rich_help_panel=_SELECTION, cls=_ListsMethods)
 def select(
-    dataset: DatasetArgument,
+    dataset: Annotated[
+        Path, typer.Argument(help="Data set made by convert, or a DataComp metadata folder.", show_default=False)
+    ],
     subset: Annotated[Path, typer.Argument(help="SUBSET.parquet to write.", show_default=False)],
     method: Annotated[str, typer.Option(help="A method, or several in a row: 'a(x=1) | b'.", show_default=False)],
     fraction: Annotated[float | None, typer.Option(help="Share of all pairs to keep, above 0 to 1.")] = None,
     k: Annotated[int | None, typer.Option(help="Pairs to keep, in place of --fraction.")] = None,
-    features: Annotated[Path | None, typer.Option(help="FEATURES of embed, or .npy / .npz embeddings.")] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(help="FEATURES of embed, or .npy / .npz embeddings. Default for a DataComp folder: its own."),
+    ] = None,
+    arch: Annotated[str | None, typer.Option(help="Embeddings of a DataComp folder: l14 or b32.")] = None,
     signals: Annotated[Path | None, typer.Option(help="RUN whose signals the method reads.")] = None,
+    uids: Annotated[Path | None, typer.Option(help="Also write the chosen uids as DataComp's .npy.")] = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -510,29 +522,73 @@ def select(
 
     Example: coreclip select flickr best.parquet --method 'semdedup(eps=0.05) | facility-location' --fraction 0.3 --features features
     """
-    from coreclip.pipeline import Dataset
-    from coreclip.selection import Features, check_output, load_signals, metadata_of
+    from coreclip.selection import (
+        Features,
+        check_output,
+        check_uids_output,
+        load_signals,
+        metadata_of,
+        needs_features,
+    )
     from coreclip.selection import select as run_select
 
     check_output(subset)
-    data = Dataset(dataset)
+    if uids is not None:
+        check_uids_output(uids)
+    pool = _pool(dataset)
+    if arch is not None and (pool.own_features is None or features is not None):
+        raise CoreclipError("--arch names the embeddings of a DataComp metadata folder; leave it out")
+    embeddings = None if features is None else Features.load(features)
+    if embeddings is None and pool.own_features is not None and needs_features(method):
+        embeddings = pool.own_features(arch)
     chosen = run_select(
-        None if features is None else Features.load(features),
-        data.n,
+        embeddings,
+        pool.n,
         method=method,
         fraction=fraction,
         k=k,
         signals=None if signals is None else load_signals(signals),
-        metadata={name: data.metadata(name) for name in metadata_of(method)},
-        labels=data.labels,
+        metadata={name: pool.metadata(name) for name in metadata_of(method)},
+        labels=pool.labels,
         seed=seed,
-        fingerprint=data.fingerprint,
+        fingerprint=pool.fingerprint,
     )
+    all_uids = None if uids is None else pool.uids()
     chosen.save(subset)
+    if uids is not None and all_uids is not None:
+        from coreclip.selection import save_uids
+
+        save_uids(uids, all_uids[chosen.indices])
     if note := chosen.parameters.get("note"):
         print(f"coreclip: {note}", file=sys.stderr)
     keys = ("method", "n", "k", "objective", "upper_bound", "seconds")
     _emit({key: getattr(chosen, key) for key in keys}, as_json)
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """What ``select`` asks of what it selects from; ``own_features`` where it brings embeddings along."""
+
+    n: int
+    fingerprint: str
+    labels: "np.ndarray | None"
+    metadata: "Callable[[str], np.ndarray]"
+    uids: "Callable[[], np.ndarray]"
+    own_features: "Callable[[str | None], Features] | None" = None
+
+
+def _pool(path: Path) -> _Pool:
+    from coreclip.selection import is_datacomp, parse_uids, read_datacomp
+
+    if is_datacomp(path):
+        pool = read_datacomp(path)
+        return _Pool(pool.n, pool.fingerprint, None, pool.metadata, lambda: pool.uids, pool.features)
+    from coreclip.pipeline import Dataset
+
+    data = Dataset(path)
+    return _Pool(
+        data.n, data.fingerprint, data.labels, data.metadata, lambda: parse_uids(data.metadata("uid"), str(path))
+    )
 
 
 @app.command(rich_help_panel=_TRAINING)

@@ -5,8 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from coreclip.selection.apricot import apricot_subset
-    from coreclip.selection.compose import metadata_of, parse, select
+    from coreclip.selection.basics import basic_rules, datacomp_basic
+    from coreclip.selection.compose import metadata_of, needs_features, parse, select
+    from coreclip.selection.contrast import negclip_scores, negcliploss
     from coreclip.selection.coresets import craig, craig_of_gradients
+    from coreclip.selection.covariance import clipcov
+    from coreclip.selection.datacomp import DatacompPool, datacomp_baseline, is_datacomp, read_datacomp
     from coreclip.selection.deduplicate import semdedup
     from coreclip.selection.difficulty import (
         difficulty_scores,
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
     )
     from coreclip.selection.matching import gradmatch, gradmatch_of_gradients
     from coreclip.selection.neighbors import neighbor_graph
+    from coreclip.selection.prune import d4, density
     from coreclip.selection.registry import METHODS, Method
     from coreclip.selection.robust import crust
     from coreclip.selection.scores import clip_scores, clipscore, random_subset
@@ -42,6 +47,8 @@ if TYPE_CHECKING:
     from coreclip.selection.signals import load_signals
     from coreclip.selection.strata import ccs, ccs_budgets, classes, stratified
     from coreclip.selection.subset import Subset, check_output
+    from coreclip.selection.targets import normsim, normsim_2, normsim_inf, normsim_scores
+    from coreclip.selection.uids import check_uids_output, load_uids, parse_uids, save_uids
     from coreclip.selection.uncertainty import (
         entropy,
         entropy_scores,
@@ -54,24 +61,32 @@ if TYPE_CHECKING:
 # No module has the name of something exported: importing it would put the module in that name's place.
 _MODULES = {
     "METHODS": "registry",
+    "DatacompPool": "datacomp",
     "FactoredGradients": "gradients",
     "Features": "features",
     "Method": "registry",
     "StreamCoreset": "sensitivity",
     "Subset": "subset",
     "apricot_subset": "apricot",
+    "basic_rules": "basics",
     "ccs": "strata",
     "ccs_budgets": "strata",
     "check_output": "subset",
+    "check_uids_output": "uids",
     "classes": "strata",
     "clip_error_norms": "gradients",
     "clip_factored_gradients": "gradients",
     "clip_gradients": "gradients",
     "clip_scores": "scores",
+    "clipcov": "covariance",
     "clipscore": "scores",
     "craig": "coresets",
     "craig_of_gradients": "coresets",
     "crust": "robust",
+    "d4": "prune",
+    "datacomp_baseline": "datacomp",
+    "datacomp_basic": "basics",
+    "density": "prune",
     "difficulty_scores": "difficulty",
     "easy": "difficulty",
     "el2n": "difficulty",
@@ -88,18 +103,30 @@ _MODULES = {
     "grand_scores": "difficulty",
     "hard": "difficulty",
     "herding": "geometry",
+    "is_datacomp": "datacomp",
     "k_center": "geometry",
     "least_confidence": "uncertainty",
     "least_confidence_scores": "uncertainty",
     "lightweight_sample": "sensitivity",
     "load_signals": "signals",
+    "load_uids": "uids",
     "margin": "uncertainty",
     "margin_scores": "uncertainty",
     "merge_and_reduce": "sensitivity",
     "metadata_of": "compose",
+    "needs_features": "compose",
+    "negclip_scores": "contrast",
+    "negcliploss": "contrast",
     "neighbor_graph": "neighbors",
+    "normsim": "targets",
+    "normsim_2": "targets",
+    "normsim_inf": "targets",
+    "normsim_scores": "targets",
     "parse": "compose",
+    "parse_uids": "uids",
     "random_subset": "scores",
+    "read_datacomp": "datacomp",
+    "save_uids": "uids",
     "select": "compose",
     "semdedup": "deduplicate",
     "sensitivity_sample": "sensitivity",
@@ -112,24 +139,32 @@ _MODULES = {
 
 __all__ = [
     "METHODS",
+    "DatacompPool",
     "FactoredGradients",
     "Features",
     "Method",
     "StreamCoreset",
     "Subset",
     "apricot_subset",
+    "basic_rules",
     "ccs",
     "ccs_budgets",
     "check_output",
+    "check_uids_output",
     "classes",
     "clip_error_norms",
     "clip_factored_gradients",
     "clip_gradients",
     "clip_scores",
+    "clipcov",
     "clipscore",
     "craig",
     "craig_of_gradients",
     "crust",
+    "d4",
+    "datacomp_baseline",
+    "datacomp_basic",
+    "density",
     "difficulty_scores",
     "easy",
     "el2n",
@@ -146,18 +181,30 @@ __all__ = [
     "grand_scores",
     "hard",
     "herding",
+    "is_datacomp",
     "k_center",
     "least_confidence",
     "least_confidence_scores",
     "lightweight_sample",
     "load_signals",
+    "load_uids",
     "margin",
     "margin_scores",
     "merge_and_reduce",
     "metadata_of",
+    "needs_features",
+    "negclip_scores",
+    "negcliploss",
     "neighbor_graph",
+    "normsim",
+    "normsim_2",
+    "normsim_inf",
+    "normsim_scores",
     "parse",
+    "parse_uids",
     "random_subset",
+    "read_datacomp",
+    "save_uids",
     "select",
     "semdedup",
     "sensitivity_sample",

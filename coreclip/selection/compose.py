@@ -4,6 +4,7 @@ Each stage chooses among the survivors of the one before. ``keep=`` (a fraction 
 leaves; the last one leaves the fraction or k of the whole selection. Left out: intersections and quotas.
 """
 
+import inspect
 import math
 import re
 import time
@@ -158,6 +159,11 @@ def select(
 def metadata_of(expression: str) -> set[str]:
     """Return the names of the metadata that an expression's methods read."""
     return {name for stage in parse(expression) for name in stage.method.metadata}
+
+
+def needs_features(expression: str) -> bool:
+    """Return whether any of an expression's methods takes features."""
+    return any("features" in inspect.signature(stage.method.function).parameters for stage in parse(expression))
 
 
 def count_of(fraction: float, n: int) -> int:

@@ -13,7 +13,10 @@ import numpy as np
 
 from coreclip.errors import CoreclipError
 from coreclip.selection.apricot import PYTHON_SELECTORS, SELECTORS, apricot_subset, full_name
+from coreclip.selection.basics import datacomp_basic
+from coreclip.selection.contrast import negcliploss
 from coreclip.selection.coresets import craig
+from coreclip.selection.covariance import clipcov
 from coreclip.selection.deduplicate import semdedup
 from coreclip.selection.difficulty import easy, el2n, forgetting, grand, hard, tracin, vog
 from coreclip.selection.facility import facility_location
@@ -21,11 +24,13 @@ from coreclip.selection.features import Features
 from coreclip.selection.geometry import herding, k_center
 from coreclip.selection.gradients import grand_proxy
 from coreclip.selection.matching import gradmatch
+from coreclip.selection.prune import d4, density
 from coreclip.selection.robust import crust
 from coreclip.selection.scores import clipscore, random_subset
 from coreclip.selection.sensitivity import lightweight_sample, sensitivity_sample
 from coreclip.selection.strata import ccs, classes, stratified
 from coreclip.selection.subset import Subset
+from coreclip.selection.targets import normsim_2, normsim_inf
 from coreclip.selection.uncertainty import entropy, least_confidence, margin
 
 _SCALARS = (bool, int, float, str, types.NoneType)
@@ -236,6 +241,23 @@ METHODS: dict[str, Method] = {
     ),
     "classes": Method(
         classes, "the pairs of some of the classes, half of them by default", Tier.REFERENCE, filters=True
+    ),
+    "negcliploss": Method(
+        negcliploss, "pairs with the lowest contrastive loss by their own embeddings", Tier.CERTIFIED
+    ),
+    "normsim-2": Method(normsim_2, "images most like all of a target's, or of the pool's", Tier.REFERENCE),
+    "normsim-inf": Method(normsim_inf, "images most like one of a target's, or of the pool's", Tier.REFERENCE),
+    "clipcov": Method(clipcov, "pairs that keep each class's image-text cross-covariance", Tier.CERTIFIED),
+    "density": Method(density, "more pairs of clusters that are spread out and lie apart", Tier.REFERENCE),
+    "d4": Method(
+        d4, "drops near-duplicates, then what is nearest to its cluster's centre", Tier.REFERENCE, filters=True
+    ),
+    "datacomp-basic": Method(
+        datacomp_basic,
+        "DataComp's filter: English captions and images large enough",
+        Tier.REFERENCE,
+        filters=True,
+        metadata=("caption", "width", "height"),
     ),
     **{
         f"apricot:{name}": Method(

@@ -11,6 +11,8 @@ from coreclip.selection import (
     clip_scores,
     clipscore,
     facility_location,
+    metadata_of,
+    needs_features,
     parse,
     select,
     semdedup,
@@ -29,6 +31,14 @@ def make_signals(n=100, passes=3, seed=0):
     signals = {name: rng.random((passes, n), dtype=np.float32) for name in names}
     signals |= {name: rng.random(n, dtype=np.float32) for name in ("vog", "tracin")}
     return signals | {"correct": rng.integers(0, 2, (passes, n)).astype(np.int8)}
+
+
+def make_metadata(n=100):
+    return {
+        "caption": np.array([f"a picture of the number {i}" for i in range(n)], object),
+        "width": np.full(n, 640),
+        "height": np.full(n, 480),
+    }
 
 
 def test_an_expression_is_read_into_stages():
@@ -126,6 +136,21 @@ def test_features_that_a_method_can_do_without_may_be_missing():
         select(None, 100, method="ccs", k=20)
 
 
+def test_what_an_expression_reads_is_known_beforehand():
+    assert metadata_of("datacomp-basic | clipscore") == {"caption", "width", "height"}
+    assert needs_features("datacomp-basic | clipscore")
+    assert not needs_features("datacomp-basic | random")
+    assert needs_features("apricot:GraphCut")
+
+
+def test_metadata_follow_the_survivors():
+    metadata = make_metadata(100)
+    metadata["width"][::2] = 10
+    subset = select(make_features(), 100, method="clipscore(keep=0.5) | datacomp-basic", metadata=metadata)
+    assert subset.k == subset.parameters["stages"][1]["k"] > 0
+    assert (subset.indices % 2 == 1).all()
+
+
 def test_every_method_is_described():
     assert all(method.summary for method in METHODS.values())
     assert [name for name, method in METHODS.items() if not method.higher_is_better] == ["easy"]
@@ -134,7 +159,15 @@ def test_every_method_is_described():
 
 @pytest.mark.parametrize("name", [*(name for name in METHODS if ":" not in name), "apricot:GraphCut"])
 def test_every_method_runs_by_name_and_its_subset_can_be_stored(name, tmp_path):
-    subset = select(make_features(30), 30, method=name, k=6, signals=make_signals(30), labels=np.arange(30) % 4)
+    subset = select(
+        make_features(30),
+        30,
+        method=name,
+        k=6,
+        signals=make_signals(30),
+        metadata=make_metadata(30),
+        labels=np.arange(30) % 4,
+    )
     assert subset.k == 6 or (subset.k < 6 and subset.parameters["draws"] == 6)  # with replacement
     subset.save(tmp_path / "s.parquet")
     assert Subset.load(tmp_path / "s.parquet").parameters == subset.parameters
