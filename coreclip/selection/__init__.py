@@ -5,17 +5,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from coreclip.selection.apricot import apricot_subset
-    from coreclip.selection.compose import metadata_of, parse, select
+    from coreclip.selection.compose import select
     from coreclip.selection.coresets import craig
     from coreclip.selection.deduplicate import semdedup
+    from coreclip.selection.expression import metadata_of, parse
     from coreclip.selection.facility import facility_location
     from coreclip.selection.features import Features
     from coreclip.selection.gradients import clip_gradients
+    from coreclip.selection.interchange import export_subset, form_of, import_subset
     from coreclip.selection.neighbors import neighbor_graph
     from coreclip.selection.registry import METHODS, Method
     from coreclip.selection.scores import clip_scores, clipscore, random_subset
     from coreclip.selection.signals import load_signals
-    from coreclip.selection.subset import Subset, check_output
+    from coreclip.selection.subset import NoPairChosen, Subset, check_output
 
 # No module has the name of something exported: importing it would put the module in that name's place.
 _MODULES = {
@@ -23,17 +25,21 @@ _MODULES = {
     "METHODS": "registry",
     "check_output": "subset",
     "Method": "registry",
+    "NoPairChosen": "subset",
     "Subset": "subset",
     "apricot_subset": "apricot",
     "clip_gradients": "gradients",
     "clip_scores": "scores",
     "clipscore": "scores",
     "craig": "coresets",
+    "export_subset": "interchange",
     "facility_location": "facility",
+    "form_of": "interchange",
+    "import_subset": "interchange",
     "load_signals": "signals",
-    "metadata_of": "compose",
+    "metadata_of": "expression",
     "neighbor_graph": "neighbors",
-    "parse": "compose",
+    "parse": "expression",
     "random_subset": "scores",
     "select": "compose",
     "semdedup": "deduplicate",
@@ -43,6 +49,7 @@ __all__ = [
     "METHODS",
     "Features",
     "Method",
+    "NoPairChosen",
     "Subset",
     "apricot_subset",
     "check_output",
@@ -50,7 +57,10 @@ __all__ = [
     "clip_scores",
     "clipscore",
     "craig",
+    "export_subset",
     "facility_location",
+    "form_of",
+    "import_subset",
     "load_signals",
     "metadata_of",
     "neighbor_graph",

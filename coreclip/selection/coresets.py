@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from coreclip.errors import CoreclipError
-from coreclip.selection.clusters import apportion, groups, spherical_kmeans
+from coreclip.selection.clusters import apportion, groups, spherical_kmeans, take_turns
 from coreclip.selection.facility import DEFAULT_NEIGHBORS, DENSE_LIMIT, check_k, similarity_of
 from coreclip.selection.features import Features
 from coreclip.selection.gradients import clip_gradients, resolve_temperature
@@ -152,8 +152,7 @@ def craig_of_gradients(gradients: np.ndarray, k: int, classes: np.ndarray) -> Cr
     unserved = [rows for rows, budget in zip(members, budgets, strict=True) if not budget]
     if unserved:
         gamma = gamma + _count_nearest(gradients, np.concatenate(unserved), indices)
-    turns = np.concatenate([(np.arange(budget) + 0.5) / budget for _, budget in served])
-    order = np.argsort(turns, kind="stable")
+    order = take_turns([budget for _, budget in served])
     return Craig(
         indices[order],
         np.concatenate([run.gains for run in runs])[order],
