@@ -94,7 +94,7 @@ def select(
     chosen = _run_stages(nodes, inputs, asked, _Request(method, seed, single))
     return dataclasses.replace(
         chosen,
-        parameters=chosen.parameters | _note(asked, chosen.k),
+        parameters=_note(asked, chosen.k) | chosen.parameters,  # a method that knows why there are fewer says it better
         seconds=time.perf_counter() - start,
         fingerprint=fingerprint or (features.fingerprint if features is not None else None),
     )

@@ -166,7 +166,7 @@ def test_a_finished_run_is_not_trained_over(capsys, at):
         (["--method", "random(k=5) & craig", "--k", "5"], ["craig does not say", "^"]),
         (
             ["--method", "facility-location", "--k", "5", "--features", "{tmp}/keys.npz"],
-            ["'k0'", "the data set's keys"],
+            ["'scene-000000'", "not in the features"],
         ),
         (["--method", "facility-location", "--k", "5", "--features", "{tmp}/uids.npz"], ["no column 'uid'"]),
     ],
