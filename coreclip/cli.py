@@ -23,7 +23,8 @@ from coreclip.errors import CoreclipError
 if TYPE_CHECKING:
     import numpy as np
 
-    from coreclip.selection import Features
+    from coreclip.pipeline import Dataset
+    from coreclip.selection import Features, Subset
 
 app = typer.Typer(
     name="coreclip",
@@ -503,7 +504,13 @@ def select(
         Path, typer.Argument(help="Data set made by convert, or a DataComp metadata folder.", show_default=False)
     ],
     subset: Annotated[Path, typer.Argument(help="SUBSET.parquet to write.", show_default=False)],
-    method: Annotated[str, typer.Option(help="A method, or several in a row: 'a(x=1) | b'.", show_default=False)],
+    method: Annotated[
+        str,
+        typer.Option(
+            help="A method, or several: 'a(x=1) | b' in a row, 'a & b' both, 'a + b' either, 'a @ class' in groups.",
+            show_default=False,
+        ),
+    ],
     fraction: Annotated[float | None, typer.Option(help="Share of all pairs to keep, above 0 to 1.")] = None,
     k: Annotated[int | None, typer.Option(help="Pairs to keep, in place of --fraction.")] = None,
     features: Annotated[
@@ -519,6 +526,8 @@ def select(
     """Select the pairs that are worth training on.
 
     METHODS
+
+    Embeddings of other tools that have keys or uids are put in the data set's order by them.
 
     Example: coreclip select flickr best.parquet --method 'semdedup(eps=0.05) | facility-location' --fraction 0.3 --features features
     """
@@ -538,7 +547,7 @@ def select(
     pool = _pool(dataset)
     if arch is not None and (pool.own_features is None or features is not None):
         raise CoreclipError("--arch names the embeddings of a DataComp metadata folder; leave it out")
-    embeddings = None if features is None else Features.load(features)
+    embeddings = None if features is None else pool.align(Features.load(features))
     if embeddings is None and pool.own_features is not None and needs_features(method):
         embeddings = pool.own_features(arch)
     chosen = run_select(
@@ -574,6 +583,7 @@ class _Pool:
     labels: "np.ndarray | None"
     metadata: "Callable[[str], np.ndarray]"
     uids: "Callable[[], np.ndarray]"
+    align: "Callable[[Features], Features]"
     own_features: "Callable[[str | None], Features] | None" = None
 
 
@@ -582,13 +592,122 @@ def _pool(path: Path) -> _Pool:
 
     if is_datacomp(path):
         pool = read_datacomp(path)
-        return _Pool(pool.n, pool.fingerprint, None, pool.metadata, lambda: pool.uids, pool.features)
+        return _Pool(
+            pool.n,
+            pool.fingerprint,
+            None,
+            pool.metadata,
+            lambda: pool.uids,
+            lambda embeddings: embeddings,
+            pool.features,
+        )
     from coreclip.pipeline import Dataset
 
     data = Dataset(path)
     return _Pool(
-        data.n, data.fingerprint, data.labels, data.metadata, lambda: parse_uids(data.metadata("uid"), str(path))
-    )
+        data.n, data.fingerprint, data.labels, data.metadata,
+        lambda: parse_uids(_names_of(data, "uids"), str(path)), lambda embeddings: _in_order_of(embeddings, data),
+    )  # fmt: skip
+
+
+def _in_order_of(features: "Features", data: "Dataset") -> "Features":
+    """Align other people's features by their keys; ours say by their fingerprint that they need it not."""
+    if features.keys is None or features.fingerprint is not None:
+        return features
+    return features.align(_names_of(data, "uids" if features.keyed_by == "uid" else "keys"))
+
+
+def _names_of(data: "Dataset", form: str) -> "np.ndarray":
+    if form == "keys":
+        return data.keys
+    if "uid" not in data.column_names:
+        raise CoreclipError(
+            f"{data.path} has no uids: pairs.parquet has no column 'uid'; convert a source that has one (img2dataset's tables "
+            f"of DataComp do), or use keys or the index"
+        )
+    return data.metadata("uid")
+
+
+@app.command(rich_help_panel=_SELECTION)
+def subset(
+    subsets: Annotated[
+        list[Path],
+        typer.Argument(
+            help="SUBSET.parquet; with --dataset also lists of other tools: .npy of indices or DataComp's uids, .txt of keys.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(help="SUBSET.parquet to write, or a list with --export.", show_default=False)],
+    union: Annotated[
+        bool, typer.Option("--union", help="Pairs of any: the first's, then the others' new ones.")
+    ] = False,
+    intersection: Annotated[
+        bool, typer.Option("--intersection", help="Pairs that all have, in the first's order.")
+    ] = False,
+    difference: Annotated[bool, typer.Option("--difference", help="Pairs of the first that no other has.")] = False,
+    resize: Annotated[int | None, typer.Option(help="Then exactly so many pairs: the first ones.", min=1)] = None,
+    fill: Annotated[
+        str | None, typer.Option(help="Where --resize takes more from: random, or a SUBSET.parquet or list.")
+    ] = None,
+    export: Annotated[str | None, typer.Option(help="Write a list: index or uids (.npy), or keys (.txt).")] = None,
+    dataset: Annotated[
+        Path | None, typer.Option(help="DATASET whose keys and uids are meant; subsets are checked against it.")
+    ] = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Combine subsets, resize one, and exchange them with other tools.
+
+    Example: coreclip subset a.parquet b.parquet both.parquet --intersection --resize 1000
+
+    Example: coreclip subset best.parquet best.npy --export uids --dataset flickr
+
+    Example: coreclip subset theirs.txt theirs.parquet --dataset flickr
+    """
+    from coreclip.pipeline import Dataset
+    from coreclip.selection import check_output, export_subset
+
+    if export is None:
+        check_output(out)
+    data = None if dataset is None else Dataset(dataset)
+    chosen = _combined([_load_subset(path, data) for path in subsets], union, intersection, difference)
+    if resize is not None:
+        filler = fill if fill in (None, "random") else _load_subset(Path(fill), data)
+        chosen = chosen.resize(resize, fill=filler, seed=seed)  # type: ignore[arg-type]
+    elif fill is not None:
+        raise CoreclipError(f"--fill {fill} without --resize: say how many pairs there shall be, e.g. --resize 1000")
+    if export is None:
+        chosen.save(out)
+    else:
+        export_subset(chosen, out, export, None if data is None or export == "index" else _names_of(data, export))
+    _emit({key: getattr(chosen, key) for key in ("method", "n", "k", "objective", "upper_bound")}, as_json)
+
+
+def _combined(parts: list["Subset"], union: bool, intersection: bool, difference: bool) -> "Subset":
+    named = {"union": union, "intersection": intersection, "difference": difference}
+    ways = [name for name, given in named.items() if given]
+    if len(ways) > 1 or (len(parts) > 1) != bool(ways):
+        given = ", ".join(f"--{name}" for name in ways) or "none"
+        raise CoreclipError(
+            f"{len(parts)} subsets and {given} of --union, --intersection, --difference: give one of them for two subsets or "
+            f"more, none for a single one"
+        )
+    return getattr(parts[0], ways[0])(*parts[1:]) if ways else parts[0]
+
+
+def _load_subset(path: Path, data: "Dataset | None") -> "Subset":
+    from coreclip.selection import Subset, form_of, import_subset
+
+    if path.suffix not in (".npy", ".txt"):
+        loaded = Subset.load(path)
+        if data is not None:
+            loaded.check(data.n, data.fingerprint)
+        return loaded
+    form = form_of(path)
+    if data is None:
+        raise CoreclipError(f"{path} lists {form} of a data set; say which by --dataset")
+    names = {} if form == "index" else {form: _names_of(data, form)}
+    return import_subset(path, data.n, fingerprint=data.fingerprint, **names)
 
 
 @app.command(rich_help_panel=_TRAINING)

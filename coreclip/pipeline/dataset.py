@@ -159,6 +159,12 @@ class Dataset:
         texts, offsets = self.all_captions()
         return np.array(texts, object)[offsets[:-1]]
 
+    @cached_property
+    def column_names(self) -> list[str]:
+        """The columns of ``pairs.parquet``, those of the source included."""
+        with open_table(self.path / "pairs.parquet") as file:
+            return list(file.schema_arrow.names)
+
     def captions(self, index: int) -> list[str]:
         """Return the captions of one pair."""
         shard, row = self._locate(index)

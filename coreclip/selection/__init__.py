@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from coreclip.selection.apricot import apricot_subset
     from coreclip.selection.basics import basic_rules, datacomp_basic
-    from coreclip.selection.compose import metadata_of, needs_features, parse, select
+    from coreclip.selection.compose import select
     from coreclip.selection.contrast import negclip_scores, negcliploss
     from coreclip.selection.coresets import craig, craig_of_gradients
     from coreclip.selection.covariance import clipcov
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         vog,
         vog_scores,
     )
+    from coreclip.selection.expression import metadata_of, needs_features, parse
     from coreclip.selection.facility import facility_location
     from coreclip.selection.features import Features
     from coreclip.selection.geometry import herding, k_center
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         clip_gradients,
         grand_proxy,
     )
+    from coreclip.selection.interchange import export_subset, form_of, import_subset
     from coreclip.selection.matching import gradmatch, gradmatch_of_gradients
     from coreclip.selection.neighbors import neighbor_graph
     from coreclip.selection.prune import d4, density
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
     from coreclip.selection.sensitivity import StreamCoreset, lightweight_sample, merge_and_reduce, sensitivity_sample
     from coreclip.selection.signals import load_signals
     from coreclip.selection.strata import ccs, ccs_budgets, classes, stratified
-    from coreclip.selection.subset import Subset, check_output
+    from coreclip.selection.subset import NoPairChosen, Subset, check_output
     from coreclip.selection.targets import normsim, normsim_2, normsim_inf, normsim_scores
     from coreclip.selection.uids import check_uids_output, load_uids, parse_uids, save_uids
     from coreclip.selection.uncertainty import (
@@ -65,6 +67,7 @@ _MODULES = {
     "FactoredGradients": "gradients",
     "Features": "features",
     "Method": "registry",
+    "NoPairChosen": "subset",
     "StreamCoreset": "sensitivity",
     "Subset": "subset",
     "apricot_subset": "apricot",
@@ -93,9 +96,11 @@ _MODULES = {
     "el2n_scores": "difficulty",
     "entropy": "uncertainty",
     "entropy_scores": "uncertainty",
+    "export_subset": "interchange",
     "facility_location": "facility",
     "forgetting": "difficulty",
     "forgetting_events": "difficulty",
+    "form_of": "interchange",
     "gradmatch": "matching",
     "gradmatch_of_gradients": "matching",
     "grand": "difficulty",
@@ -103,6 +108,7 @@ _MODULES = {
     "grand_scores": "difficulty",
     "hard": "difficulty",
     "herding": "geometry",
+    "import_subset": "interchange",
     "is_datacomp": "datacomp",
     "k_center": "geometry",
     "least_confidence": "uncertainty",
@@ -113,8 +119,8 @@ _MODULES = {
     "margin": "uncertainty",
     "margin_scores": "uncertainty",
     "merge_and_reduce": "sensitivity",
-    "metadata_of": "compose",
-    "needs_features": "compose",
+    "metadata_of": "expression",
+    "needs_features": "expression",
     "negclip_scores": "contrast",
     "negcliploss": "contrast",
     "neighbor_graph": "neighbors",
@@ -122,7 +128,7 @@ _MODULES = {
     "normsim_2": "targets",
     "normsim_inf": "targets",
     "normsim_scores": "targets",
-    "parse": "compose",
+    "parse": "expression",
     "parse_uids": "uids",
     "random_subset": "scores",
     "read_datacomp": "datacomp",
@@ -143,6 +149,7 @@ __all__ = [
     "FactoredGradients",
     "Features",
     "Method",
+    "NoPairChosen",
     "StreamCoreset",
     "Subset",
     "apricot_subset",
@@ -171,9 +178,11 @@ __all__ = [
     "el2n_scores",
     "entropy",
     "entropy_scores",
+    "export_subset",
     "facility_location",
     "forgetting",
     "forgetting_events",
+    "form_of",
     "gradmatch",
     "gradmatch_of_gradients",
     "grand",
@@ -181,6 +190,7 @@ __all__ = [
     "grand_scores",
     "hard",
     "herding",
+    "import_subset",
     "is_datacomp",
     "k_center",
     "least_confidence",

@@ -14,7 +14,7 @@ import numpy as np
 from coreclip.errors import CoreclipError
 from coreclip.selection.english import language_test
 from coreclip.selection.facility import check_k
-from coreclip.selection.subset import Subset
+from coreclip.selection.subset import NoPairChosen, Subset
 
 WORDS, CHARACTERS = 2, 5  # a caption has more than these
 SIDE = 200  # pixels, at least
@@ -64,7 +64,7 @@ def datacomp_basic(
     indices = np.flatnonzero(np.logical_and.reduce(list(passed.values())))[:k]
     if not len(indices):
         reasons = ", ".join(f"{count} fail {rule}" for rule, count in failed.items() if count)
-        raise CoreclipError(
+        raise NoPairChosen(
             f"datacomp-basic: none of the {n} pairs passes ({reasons}); check the columns or the language"
         )
     return Subset(

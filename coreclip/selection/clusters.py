@@ -1,4 +1,6 @@
-"""Grouping rows: spherical k-means that does not depend on the order of the rows, and budgets in proportion to sizes."""
+"""Grouping rows: spherical k-means that does not depend on the order of the rows, and their budgets, in proportion or equal."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -92,3 +94,44 @@ def apportion(sizes: np.ndarray, k: int) -> np.ndarray:
     shares, remainders = sizes * k // total, sizes * k % total
     shares[np.argsort(-remainders, kind="stable")[: k - shares.sum()]] += 1
     return shares
+
+
+def share_equally(sizes: np.ndarray, k: int) -> np.ndarray:
+    """Share k out equally; what a full group can't take goes to the others, what is left over to the first of them.
+
+    Parameters
+    ----------
+    sizes : int64 (c,)
+    k : int
+        0 to the sum of the sizes.
+
+    Returns
+    -------
+    int64 (c,)
+        Sums to k; no share exceeds its size; shares below their sizes differ by at most 1.
+    """
+    sizes = np.asarray(sizes, np.int64)
+    shares = np.zeros(len(sizes), np.int64)
+    while left := k - int(shares.sum()):
+        room = np.flatnonzero(shares < sizes)
+        if left < len(room):
+            shares[room[:left]] += 1
+        else:
+            shares[room] = np.minimum(sizes[room], shares[room] + left // len(room))
+    return shares
+
+
+def take_turns(counts: Sequence[int]) -> np.ndarray:
+    """Return an order of the rows of groups that stand one after the other, so that every prefix is balanced.
+
+    Parameters
+    ----------
+    counts : int (c,)
+        Rows of each group, in order of choice.
+
+    Returns
+    -------
+    int64 (sum of counts,)
+        Keeps the order within a group; ties go to the first group.
+    """
+    return np.argsort(np.concatenate([(np.arange(count) + 0.5) / count for count in counts]), kind="stable")

@@ -1,73 +1,38 @@
-"""Selections in stages: ``semdedup(eps=0.05) | clipscore(keep=0.6) | facility-location``.
+"""Running selections in stages: ``semdedup(eps=0.05) | clipscore(keep=0.6) | facility-location``.
 
 Each stage chooses among the survivors of the one before. ``keep=`` (a fraction of what comes in) or ``k=`` says how many a stage
-leaves; the last one leaves the fraction or k of the whole selection. Left out: intersections and quotas.
+leaves; the last one leaves the fraction or k of the whole selection. ``a & b`` and ``a + b`` are the intersection and the union
+of what the two choose among the same pairs; ``a @ class`` and ``a @ cluster`` run a method in each group. The language itself is
+in ``expression``.
 """
 
-import inspect
+import dataclasses
 import math
-import re
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from coreclip.errors import CoreclipError
+from coreclip.randomness import hash64
+from coreclip.selection.clusters import apportion, groups, share_equally, spherical_kmeans, take_turns
+from coreclip.selection.expression import Combination, Node, Stage, count_of, describe, fail, parse, stages_of
 from coreclip.selection.features import Features
-from coreclip.selection.registry import Inputs, Method, find
-from coreclip.selection.subset import Subset
+from coreclip.selection.registry import Inputs
+from coreclip.selection.subset import NoPairChosen, Subset
 
-_TOKEN = re.compile(
-    r"\s*(?:(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?![\w.]))"
-    r"|(?P<word>[A-Za-z_][\w:-]*)|(?P<text>'[^']*'|\"[^\"]*\")|(?P<mark>[(),=|]))"
-)
-_WORDS = {"true": True, "false": False, "none": None}
+_STREAM_GROUPS = 141
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One step of a selection: a method, its parameters, and how many pairs it leaves (None where it is not said)."""
+class _Request:
+    """What the stages of one selection share."""
 
-    name: str
-    method: Method
-    parameters: dict[str, Any] = field(default_factory=dict)
-    keep: float | None = None
-    k: int | None = None
-    column: int = 0
-
-    def describe(self) -> str:
-        """Return the stage as it is written."""
-        given = {"keep": self.keep, "k": self.k}
-        shown = {name: value for name, value in given.items() if value is not None} | self.parameters
-        return self.name + (f"({', '.join(f'{name}={value}' for name, value in shown.items())})" if shown else "")
-
-    def size(self, incoming: int) -> int | None:
-        """Return how many pairs of ``incoming`` its own ``keep`` or ``k`` leaves; None without either."""
-        if self.keep is not None:
-            return count_of(self.keep, incoming)
-        return None if self.k is None else min(self.k, incoming)
-
-
-def parse(expression: str) -> list[Stage]:
-    """Read an expression of stages.
-
-    Parameters
-    ----------
-    expression : str
-        ``a(x=1, y=0.5) | b(keep=0.6) | c``; values are numbers, true, false, none, words or quoted text.
-
-    Returns
-    -------
-    list of Stage
-
-    Raises
-    ------
-    CoreclipError
-        With the place marked by a caret below the expression.
-    """
-    return _Parser(expression).stages()
+    expression: str
+    seed: int
+    single: bool  # one method alone: its errors need no caret
 
 
 def select(
@@ -112,6 +77,9 @@ def select(
     Subset
         Weights, gains, objective and upper bound are those of the last stage, over the pairs that reached it. With several stages
         ``parameters["stages"]`` lists each one's numbers; ``parameters["note"]`` says so when fewer pairs than asked for were left.
+        A combination is what :meth:`Subset.intersection` or :meth:`Subset.union` makes of its operands, cut to the number asked
+        for in that order. In groups each one's gains and weights are its own, the objective and its bound are the sums over the
+        groups with their budgets, and groups take turns, so that prefixes are balanced.
 
     Raises
     ------
@@ -119,21 +87,31 @@ def select(
         For a wrong expression, a wrong number of pairs, and whatever the methods refuse.
     """
     start = time.perf_counter()
-    stages = parse(method)
+    nodes = parse(method)
     inputs = _check_inputs(features, n, signals or {}, metadata or {}, labels, fingerprint)
-    asked = _check_budget(method, stages, n, fraction, k)
+    asked = _check_budget(method, nodes, n, fraction, k)
+    single = len(nodes) == 1 and isinstance(nodes[0], Stage)
+    chosen = _run_stages(nodes, inputs, asked, _Request(method, seed, single))
+    return dataclasses.replace(
+        chosen,
+        parameters=_note(asked, chosen.k) | chosen.parameters,  # a method that knows why there are fewer says it better
+        seconds=time.perf_counter() - start,
+        fingerprint=fingerprint or (features.fingerprint if features is not None else None),
+    )
+
+
+def _run_stages(nodes: Sequence[Node], inputs: Inputs, asked: int | None, request: _Request) -> Subset:
+    start = time.perf_counter()
     survivors: np.ndarray | None = None  # None for all: no copy of the features is made then
     reports: list[dict[str, Any]] = []
-    for position, stage in enumerate(stages):
+    for position, node in enumerate(nodes):
         here = inputs if survivors is None else inputs.take(survivors)
-        size = stage.size(here.n)
-        if position == len(stages) - 1 and asked is not None:
-            size = min(asked, here.n) if size is None else min(asked, size)
-        chosen = stage.method.run(here, size, seed, **stage.parameters)
+        budget = None if asked is None or position < len(nodes) - 1 else min(asked, here.n)
+        chosen = _run(node, here, budget, request)
         survivors = chosen.indices if survivors is None else survivors[chosen.indices]
         reports.append(
             {
-                "method": stage.name,
+                "method": node.name,
                 "n": here.n,
                 "k": chosen.k,
                 "seconds": chosen.seconds,
@@ -141,42 +119,137 @@ def select(
             }
         )
     assert survivors is not None
-    return Subset(
+    return dataclasses.replace(
+        chosen,
         indices=survivors,
-        weights=chosen.weights,
-        gains=chosen.gains,
-        objective=chosen.objective,
-        upper_bound=chosen.upper_bound,
-        method=" | ".join(stage.describe() for stage in stages),
-        parameters=_report(reports, asked, len(survivors)),
-        seed=seed,
-        n=n,
+        method=describe(nodes),
+        parameters=reports[0]["parameters"] if len(reports) == 1 else {"stages": reports},
+        seed=request.seed,
+        n=inputs.n,
         seconds=time.perf_counter() - start,
-        fingerprint=fingerprint or (features.fingerprint if features is not None else None),
     )
 
 
-def metadata_of(expression: str) -> set[str]:
-    """Return the names of the metadata that an expression's methods read."""
-    return {name for stage in parse(expression) for name in stage.method.metadata}
+def _run(node: Node, inputs: Inputs, budget: int | None, request: _Request) -> Subset:
+    if isinstance(node, Combination):
+        return _run_combination(node, inputs, budget, request)
+    return _run_stage(node, inputs, budget, request)
 
 
-def needs_features(expression: str) -> bool:
-    """Return whether any of an expression's methods takes features."""
-    return any("features" in inspect.signature(stage.method.function).parameters for stage in parse(expression))
+def _run_combination(node: Combination, inputs: Inputs, budget: int | None, request: _Request) -> Subset:
+    first, *others = (_run_stages(operand, inputs, None, request) for operand in node.operands)
+    try:
+        chosen = first.intersection(*others) if node.mark == "&" else first.union(*others)
+    except NoPairChosen:
+        fail(request.expression, node.column, "no pair is in all of these; let each of them keep more")
+    return chosen if budget is None or chosen.k <= budget else chosen.prefix(budget)
 
 
-def count_of(fraction: float, n: int) -> int:
-    """Return the nearest whole number of pairs to a fraction of n, at least 1."""
-    return max(1, math.floor(fraction * n + 0.5))
+def _run_stage(stage: Stage, inputs: Inputs, budget: int | None, request: _Request) -> Subset:
+    sizes = [size for size in (stage.size(inputs.n), budget) if size is not None]
+    size = min(sizes) if sizes else None
+    if stage.groups is not None:
+        return _run_in_groups(stage, inputs, size, request)
+    try:
+        return stage.method.run(inputs, size, request.seed, **stage.parameters)
+    except CoreclipError as error:
+        if request.single:
+            raise
+        fail(request.expression, stage.column, f"{stage.name}: {error}")
 
 
-def _report(reports: list[dict[str, Any]], asked: int | None, left: int) -> dict[str, Any]:
-    parameters = reports[0]["parameters"] if len(reports) == 1 else {"stages": reports}
+def _run_in_groups(stage: Stage, inputs: Inputs, size: int | None, request: _Request) -> Subset:
+    assert stage.groups is not None
+    start = time.perf_counter()
+    names, members = _members(stage, inputs, request)
+    budgets: list[int | None] = [None] * len(members)
+    if size is not None:
+        share = share_equally if stage.groups.equal else apportion
+        budgets = share(np.array([len(rows) for rows in members]), size).tolist()
+    served: list[np.ndarray] = []
+    runs: list[Subset] = []
+    for number, (rows, budget) in enumerate(zip(members, budgets, strict=True)):
+        if budget == 0:
+            continue
+        try:
+            run = stage.method.run(inputs.take(rows), budget, _seed_of(request.seed, number), **stage.parameters)
+        except NoPairChosen:
+            continue  # a filter may leave nothing of a group
+        except CoreclipError as error:
+            where = f"{stage.groups.by} {names[number]}, {len(rows)} pairs"
+            fail(request.expression, stage.column, f"{stage.name} in {where}: {error}")
+        runs.append(run)
+        served.append(rows[run.indices])
+    if not runs:
+        fail(
+            request.expression, stage.column, f"{stage.name} leaves no pair of any {stage.groups.by}; let it keep more"
+        )
+    order = take_turns([run.k for run in runs])
+    report = {
+        "by": stage.groups.by,
+        "quota": "equal" if stage.groups.equal else "proportional",
+        "number": len(members),
+        "without_pairs": len(members) - len(runs),
+    }
+    return Subset(
+        indices=np.concatenate(served)[order],
+        weights=np.concatenate([run.weights for run in runs])[order],
+        gains=np.concatenate([run.gains for run in runs])[order],
+        objective=_sum([run.objective for run in runs]),
+        upper_bound=_sum([run.upper_bound for run in runs]),
+        method=stage.describe(),
+        parameters={**_common(runs), "groups": report},
+        seed=request.seed,
+        n=inputs.n,
+        seconds=time.perf_counter() - start,
+        fingerprint=runs[0].fingerprint,
+    )
+
+
+def _members(stage: Stage, inputs: Inputs, request: _Request) -> tuple[list[int], list[np.ndarray]]:
+    """Return the number of each group that is not empty, and its rows."""
+    wanted = stage.groups
+    assert wanted is not None
+    if wanted.by == "class":
+        if inputs.labels is None:
+            fail(request.expression, wanted.column, "the data set has no class labels; group by @ cluster")
+        labels = inputs.labels
+    elif inputs.features is None or inputs.features.image is None:
+        fail(
+            request.expression,
+            wanted.column,
+            "clusters are of image features and none are given; make them with coreclip embed",
+        )
+    else:
+        n_clusters = wanted.clusters or max(1, math.isqrt(inputs.n))
+        try:
+            labels, _ = spherical_kmeans(inputs.features.vectors("image"), n_clusters, request.seed)
+        except CoreclipError as error:
+            fail(request.expression, wanted.column, str(error))
+    members = groups(labels)
+    return [int(labels[rows[0]]) for rows in members], members
+
+
+def _seed_of(seed: int, number: int) -> int:
+    """Return the seed of a group; one seed for all would choose at the same places in groups of the same size."""
+    return seed if not number else int(hash64(seed, 0, np.array([number]), _STREAM_GROUPS)[0] >> np.uint64(33))
+
+
+def _sum(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) if len(known) == len(values) else None
+
+
+def _common(runs: list[Subset]) -> dict[str, Any]:
+    """Return the parameters that all runs report alike."""
+    first, *others = (run.parameters for run in runs)
+    return {name: value for name, value in first.items() if all(repr(o.get(name)) == repr(value) for o in others)}
+
+
+def _note(asked: int | None, left: int) -> dict[str, str]:
     if asked is not None and left < asked:
-        # A method that knows why says it better.
-        return {"note": f"{left} pairs instead of the {asked} asked for: the stages left no more", **parameters}
-    return parameters
+        return {"note": f"{left} pairs instead of the {asked} asked for: the stages left no more"}
+    return {}
 
 
 def _check_inputs(
@@ -205,7 +278,7 @@ def _check_inputs(
     return Inputs(n, features, None if labels is None else np.asarray(labels), signals, metadata)
 
 
-def _check_budget(method: str, stages: list[Stage], n: int, fraction: float | None, k: int | None) -> int | None:
+def _check_budget(expression: str, nodes: Sequence[Node], n: int, fraction: float | None, k: int | None) -> int | None:
     if fraction is not None and k is not None:
         raise CoreclipError(f"fraction = {fraction} and k = {k} are both given; give one of them")
     if fraction is not None and not 0 < fraction <= 1:
@@ -213,116 +286,17 @@ def _check_budget(method: str, stages: list[Stage], n: int, fraction: float | No
     if k is not None and not 1 <= k <= n:
         raise CoreclipError(f"k = {k} of {n} pairs is not allowed: 1 to {n}")
     asked = count_of(fraction, n) if fraction is not None else k
-    for stage in stages if asked is None else stages[:-1]:
-        if stage.keep is None and stage.k is None and not stage.method.filters:
-            last = stage is stages[-1]
-            remedy = "give a fraction or k" if last else f"write {stage.name}(keep=0.5) or {stage.name}(k=1000)"
-            _fail(method, stage.column, f"{stage.name} does not say how many pairs it leaves; {remedy}")
+    _check_sizes(expression, nodes[:-1])
+    if isinstance(nodes[-1], Combination):
+        _check_sizes(expression, nodes[-1:])  # what is asked for is cut from its outcome
+    elif asked is None:
+        _check_sizes(expression, nodes[-1:], "give a fraction or k")
     return asked
 
 
-class _Parser:
-    """Recursive descent over the tokens of one expression; holds the place for error messages."""
-
-    def __init__(self, expression: str) -> None:
-        self.expression = expression
-        self.at = 0
-        self.column = 0
-        self._advance()
-
-    def stages(self) -> list[Stage]:
-        found = [self._stage()]
-        while self.token == "|":
-            self._advance()
-            found.append(self._stage())
-        if self.kind != "end":
-            self._fail("expected | or the end")
-        return found
-
-    def _stage(self) -> Stage:
-        if self.kind != "word":
-            self._fail("expected the name of a method")
-        column = self.column
-        try:
-            name, method = find(self.token)
-        except CoreclipError as error:
-            self._fail(str(error))
-        self._advance()
-        arguments = self._arguments(name, method) if self.token == "(" else {}
-        keep, k = arguments.pop("keep", None), arguments.pop("k", None)
-        if keep is not None and k is not None:
-            _fail(self.expression, column, f"{name} has both keep= and k=; give one of them")
-        return Stage(name, method, arguments, keep, k, column)
-
-    def _arguments(self, name: str, method: Method) -> dict[str, Any]:
-        arguments: dict[str, Any] = {}
-        self._advance()
-        while self.token != ")":
-            if self.kind != "word":
-                self._fail("expected parameter=value or )")
-            key, column = self.token.replace("-", "_"), self.column
-            if key in arguments:
-                self._fail(f"{key} is given twice")
-            self._advance()
-            if self.token != "=":
-                self._fail(f"expected = after {key}")
-            self._advance()
-            arguments[key] = _check_argument(self.expression, column, name, method, key, self._value())
-            if self.token == ",":
-                self._advance()
-            elif self.token != ")":
-                self._fail("expected , or )")
-        self._advance()
-        return arguments
-
-    def _value(self) -> Any:
-        kind, token = self.kind, self.token
-        if kind not in ("number", "word", "text"):
-            self._fail("expected a value")
-        self._advance()
-        if kind == "number":
-            return int(token) if re.fullmatch(r"[+-]?\d+", token) else float(token)
-        return token[1:-1] if kind == "text" else _WORDS.get(token.lower(), token)
-
-    def _advance(self) -> None:
-        """Read the next token into ``kind``, ``token`` and ``column``."""
-        match = _TOKEN.match(self.expression, self.at)
-        if match is None:
-            rest = self.expression[self.at :]
-            self.kind, self.token = "end", ""
-            self.column = self.at + len(rest) - len(rest.lstrip())
-            if rest.strip():
-                self._fail(f"unexpected {rest.lstrip()[0]!r}")
-            return
-        self.kind = str(match.lastgroup)
-        self.token = match[self.kind]
-        self.column, self.at = match.start(self.kind), match.end()
-
-    def _fail(self, message: str) -> NoReturn:
-        _fail(self.expression, self.column, message)
-
-
-def _check_argument(expression: str, column: int, name: str, method: Method, key: str, value: Any) -> Any:
-    if key == "keep":
-        if type(value) not in (int, float) or not 0 < value <= 1:
-            _fail(
-                expression, column, f"keep = {value!r} is not allowed: a fraction of what comes in, above 0, at most 1"
-            )
-        return float(value)
-    if key == "k":
-        if type(value) is not int or value < 1:
-            _fail(expression, column, f"k = {value!r} is not allowed: a whole number of pairs, at least 1")
-        return value
-    if method.parameters is None:
-        return value
-    if key not in method.parameters:
-        known = ", ".join(["keep", "k", *method.parameters])
-        _fail(expression, column, f"{name} has no parameter {key!r}; known: {known}")
-    try:
-        return method.parameters[key].accept(value)
-    except TypeError as error:
-        _fail(expression, column, f"{key} = {value!r} must be of type {error}")
-
-
-def _fail(expression: str, column: int, message: str) -> NoReturn:
-    raise CoreclipError(f"{message}\n  {expression}\n  {' ' * column}^") from None
+def _check_sizes(expression: str, nodes: Sequence[Node], remedy: str | None = None) -> None:
+    """Refuse a method that says nowhere how many pairs it leaves."""
+    for stage in stages_of(nodes):
+        if stage.keep is None and stage.k is None and not stage.method.filters:
+            mend = remedy or f"write {stage.name}(keep=0.5) or {stage.name}(k=1000)"
+            fail(expression, stage.column, f"{stage.name} does not say how many pairs it leaves; {mend}")

@@ -14,9 +14,9 @@ from coreclip.randomness import permutation
 from coreclip.selection.facility import check_k
 from coreclip.selection.features import Features
 from coreclip.selection.gradients import resolve_temperature
-from coreclip.selection.greedy import in_threads
 from coreclip.selection.scores import ranked
 from coreclip.selection.subset import Subset
+from coreclip.selection.threads import in_threads
 
 DEFAULT_BATCH_SIZE = 32_768  # what OpenAI's CLIP was trained with, and the paper's choice
 DEFAULT_REPETITIONS = 5

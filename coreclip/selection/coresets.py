@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from coreclip.errors import CoreclipError
-from coreclip.selection.clusters import apportion, groups, spherical_kmeans
+from coreclip.selection.clusters import apportion, groups, spherical_kmeans, take_turns
 from coreclip.selection.facility import DEFAULT_NEIGHBORS, DENSE_LIMIT, check_k, similarity_of
 from coreclip.selection.features import Features
 from coreclip.selection.gradients import FactoredGradients, as_gradients, clip_gradients, resolve_temperature
@@ -146,7 +146,7 @@ def craig_of_gradients(gradients: np.ndarray | FactoredGradients, k: int, classe
     indices, gamma = np.concatenate(chosen), np.concatenate(gammas)
     if len(unserved):
         gamma = gamma + _count_nearest(gradients, unserved, indices)
-    order = in_turns([budget for _, budget in served])
+    order = take_turns([budget for _, budget in served])
     return Craig(
         indices[order],
         np.concatenate([run.gains for run in runs])[order],
@@ -171,11 +171,6 @@ def share(classes: np.ndarray, k: int) -> tuple[list[tuple[np.ndarray, int]], np
     served = [(rows, int(budget)) for rows, budget in zip(members, budgets, strict=True) if budget]
     left = [rows for rows, budget in zip(members, budgets, strict=True) if not budget]
     return served, np.concatenate(left) if left else np.empty(0, np.int64)
-
-
-def in_turns(sizes: list[int]) -> np.ndarray:
-    """Return the order in which classes whose picks lie one class after the other take turns, int64 (sum,)."""
-    return np.argsort(np.concatenate([(np.arange(size) + 0.5) / max(size, 1) for size in sizes]), kind="stable")
 
 
 def classes_of(features: Features, labels: np.ndarray | None, clusters: int | None, seed: int) -> np.ndarray:

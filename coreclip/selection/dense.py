@@ -16,16 +16,8 @@ from numba import njit
 from threadpoolctl import threadpool_limits
 
 from coreclip.selection.functions import SparseFacility
-from coreclip.selection.greedy import (
-    BOUND_AT,
-    Greedy,
-    candidate_gains,
-    in_threads,
-    largest_sum,
-    lazy_from,
-    n_threads,
-    sift_down,
-)
+from coreclip.selection.greedy import BOUND_AT, Greedy, candidate_gains, largest_sum, lazy_from, sift_down
+from coreclip.selection.threads import in_threads, n_threads
 
 MOST_ROWS = 65_536  # a sum of more bounds could leave 32 bits
 

@@ -2,20 +2,26 @@
 
 Read are: a FEATURES folder of ``coreclip embed``, one ``.npy`` (images only), a DataComp ``.npz`` (``l14_img`` and ``l14_txt``,
 else ``b32_img`` and ``b32_txt``), a clip-retrieval folder (``img_emb/*.npy`` and, if there, ``text_emb/*.npy``).
-Nothing is unpickled. Left out: keys; row i is taken to be the pair with index i.
+Nothing is unpickled. Row i is taken to be the pair with index i unless the rows have keys, by which they can be put in a data set's
+order: arrays ``uids`` or ``keys`` of an ``.npz``, columns ``uid`` or ``key`` of the ``.parquet`` beside it, and ``key`` or else the
+stems of ``image_path`` of clip-retrieval's ``metadata/*.parquet``. Left out: keys of a bare ``.npy``, and of our own folders, which
+are in the data set's order.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 import numpy as np
 
 from coreclip.errors import CoreclipError
 from coreclip.files import read_json
+from coreclip.selection.keys import as_names, positions_of
 
 MODALITIES = ("image", "text", "both")
+KEY_KINDS = ("uid", "key")
 
 _BLOCK = 1 << 16  # rows
 _UNIT_TOLERANCE = 1e-2  # float16 rows miss unit length by up to 1e-3
@@ -35,6 +41,10 @@ class Features:
         Captions of pair i are ``offsets[i]:offsets[i + 1]``.
     info : dict
         What ``features.json`` says: ``logit_scale``, ``fingerprint``, ``model``, ... Empty for other people's embeddings.
+    keys : object (n,) of str, or None
+        What each row is called in its source.
+    keyed_by : {"uid", "key"}
+        What kind of name ``keys`` holds: DataComp's uids, or a data set's keys.
     """
 
     image: np.ndarray | None
@@ -42,6 +52,8 @@ class Features:
     captions: np.ndarray | None = None
     offsets: np.ndarray | None = None
     info: dict[str, Any] = field(default_factory=dict)
+    keys: np.ndarray | None = None
+    keyed_by: str = "key"
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -60,14 +72,11 @@ class Features:
         if path.suffix == ".npy":
             return cls.from_arrays(_read_npy(path), source=str(path))
         if path.suffix == ".npz":
-            return cls.from_arrays(*_read_datacomp(path), source=str(path))
+            return cls.from_arrays(**_read_datacomp(path), source=str(path))
         if (path / "features.json").exists():
             return cls.from_arrays(**_read_folder(path), source=str(path))
         if (path / "img_emb").is_dir():
-            text = path / "text_emb"
-            return cls.from_arrays(
-                _read_parts(path / "img_emb"), _read_parts(text) if text.is_dir() else None, source=str(path)
-            )
+            return cls.from_arrays(**_read_clip_retrieval(path), source=str(path))
         raise CoreclipError(
             f"{path} holds no features: expected a folder with features.json or img_emb/, a .npy or a DataComp .npz"
         )
@@ -81,6 +90,8 @@ class Features:
         captions: np.ndarray | None = None,
         offsets: np.ndarray | None = None,
         info: dict[str, Any] | None = None,
+        keys: Sequence[object] | np.ndarray | None = None,
+        keyed_by: str = "key",
         source: str = "features",
     ) -> Self:
         """Check and, where rows are not of unit length, normalise embeddings.
@@ -91,13 +102,17 @@ class Features:
         captions : float (total, d) or None
         offsets : int64 (n + 1,) or None
         info : dict or None
+        keys : text, integers or ``u8,u8`` (n,), or None
+            Names of the rows; ``u8,u8`` are the halves of DataComp's uids.
+        keyed_by : {"uid", "key"}
         source : str
             Names the embeddings in errors.
 
         Raises
         ------
         CoreclipError
-            For no embeddings at all, a NaN, an infinity, a row of zeros, a wrong shape or type, and counts or widths that differ.
+            For no embeddings at all, a NaN, an infinity, a row of zeros, a wrong shape or type, counts or widths that differ, and
+            keys that are not one text or whole number a row.
         """
         if image is None and text is None:
             raise CoreclipError(f"{source}: neither image nor text embeddings; at least one of them is needed")
@@ -108,12 +123,20 @@ class Features:
                 f"{source}: image embeddings are {image.shape}, text embeddings {text.shape}; "
                 f"both must be (pairs, dimensions) of one model"
             )
+        if keyed_by not in KEY_KINDS:
+            raise CoreclipError(f"{source}: keyed_by = {keyed_by!r} is not allowed: {' or '.join(KEY_KINDS)}")
+        n_rows = len(image if image is not None else text)  # type: ignore[arg-type]
+        names = None if keys is None else as_names(keys, source)
+        if names is not None and len(names) != n_rows:
+            raise CoreclipError(f"{source}: {len(names)} keys of {n_rows} embeddings; they must be as many")
         return cls(
             None if image is None else _unit_rows(image, f"{source}: image embeddings"),
             None if text is None else _unit_rows(text, f"{source}: text embeddings"),
             captions,
             offsets,
             dict(info or {}),
+            names,
+            keyed_by,
         )
 
     @property
@@ -170,7 +193,38 @@ class Features:
     def take(self, indices: np.ndarray) -> Self:
         """Return the features of some pairs, in the order of ``indices`` (int64 (k,)); captions are left behind."""
         image = None if self.image is None else self.image[indices]
-        return type(self)(image, None if self.text is None else self.text[indices], None, None, self.info)
+        text = None if self.text is None else self.text[indices]
+        keys = None if self.keys is None else self.keys[indices]
+        return type(self)(image, text, None, None, self.info, keys, self.keyed_by)
+
+    def align(self, keys: Sequence[object] | np.ndarray) -> Self:
+        """Return the rows of a data set's pairs, in its order; rows of others are left out.
+
+        Parameters
+        ----------
+        keys : text or integers (m,)
+            The data set's keys, or its uids where ``keyed_by`` says so.
+
+        Returns
+        -------
+        Features
+            Of m rows; captions are left behind where the order changes.
+
+        Raises
+        ------
+        CoreclipError
+            For features without keys, a pair without a row, and a key that is there twice on either side.
+        """
+        if self.keys is None:
+            raise CoreclipError(
+                "these features have no keys to be put in order by; give an .npz with keys, or rows in the data set's order"
+            )
+        wanted = as_names(keys, "the data set")
+        remedy = (
+            f"every pair must have one row with its {self.keyed_by}; embed this data set, or give an .npy in its order"
+        )
+        rows = positions_of(wanted, self.keys, f"the data set's {self.keyed_by}s", "the features", remedy)
+        return self if len(rows) == self.n and (rows == np.arange(self.n)).all() else self.take(rows)
 
 
 def as_features(features: Features | np.ndarray) -> Features:
@@ -202,29 +256,73 @@ def _read_npy(path: Path) -> np.ndarray:
         raise CoreclipError(f"{path} is not a readable .npy of numbers ({error}); make it again") from None
 
 
-def _read_datacomp(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+def _read_datacomp(path: Path) -> dict[str, Any]:
     import zipfile
 
     try:
         with open(path, "rb") as stream, np.lib.npyio.NpzFile(stream, allow_pickle=False) as file:
-            for model in ("l14", "b32"):
-                if f"{model}_img" in file:
-                    return file[f"{model}_img"], file.get(f"{model}_txt")
             known = ", ".join(file.files) or "nothing"
+            model = next((model for model in ("l14", "b32") if f"{model}_img" in file), None)
+            image, text = (file.get(f"{model}_{modality}") for modality in ("img", "txt"))
+            names = {kind: file[f"{kind}s"] for kind in KEY_KINDS if f"{kind}s" in file}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise CoreclipError(f"{path} is not a readable .npz of numbers ({error}); fetch or make it again") from None
-    raise CoreclipError(f"{path} holds {known}; a DataComp .npz holds l14_img and l14_txt, or b32_img and b32_txt")
+    if model is None:
+        raise CoreclipError(f"{path} holds {known}; a DataComp .npz holds l14_img and l14_txt, or b32_img and b32_txt")
+    return {"image": image, "text": text, **_keys_of(names or _columns(path.with_suffix(".parquet"), KEY_KINDS))}
+
+
+def _read_clip_retrieval(path: Path) -> dict[str, Any]:
+    text = path / "text_emb"
+    tables = [_columns(part, ("key", "image_path")) for part in _in_order(path / "metadata", ".parquet")]
+    names = {
+        kind: np.concatenate([table[kind] for table in tables])
+        for kind in ("key", "image_path") if tables and all(kind in table for table in tables)
+    }  # fmt: skip
+    if "key" not in names and "image_path" in names:
+        names["key"] = np.array([PurePosixPath(str(name)).stem for name in names["image_path"]], object)
+    return {
+        "image": _read_parts(path / "img_emb"),
+        "text": _read_parts(text) if text.is_dir() else None,
+        **_keys_of(names),
+    }
+
+
+def _keys_of(names: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Return the arguments of :meth:`Features.from_arrays` for keys that are there under their kinds."""
+    return next(({"keys": names[kind], "keyed_by": kind} for kind in KEY_KINDS if kind in names), {})
+
+
+def _columns(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Return those of the columns that a Parquet file has; none where there is no file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        return {}
+    try:
+        with pq.ParquetFile(path) as file:
+            there = [name for name in names if name in file.schema_arrow.names]
+            table = file.read(columns=there)
+    except (OSError, pa.ArrowException) as error:
+        cause = str(error).partition("\n")[0]
+        raise CoreclipError(f"{path} is not readable as Parquet ({cause}); fetch or make it again") from None
+    return {name: table[name].to_numpy() for name in there}
 
 
 def _read_parts(folder: Path) -> np.ndarray:
     """Join clip-retrieval's parts in the order of their numbers (``img_emb_2`` before ``img_emb_10``)."""
-    parts = sorted(folder.glob("*.npy"), key=lambda part: [int(number) for number in re.findall(r"\d+", part.stem)])
+    parts = _in_order(folder, ".npy")
     if not parts:
         raise CoreclipError(f"{folder} holds no .npy files; clip-retrieval writes one per part there")
     arrays = [_read_npy(part) for part in parts]
     if len({array.shape[1:] for array in arrays}) > 1 or arrays[0].ndim != 2:
         raise CoreclipError(f"the parts in {folder} have unequal widths; they must come from one model")
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _in_order(folder: Path, suffix: str) -> list[Path]:
+    return sorted(folder.glob(f"*{suffix}"), key=lambda part: [int(number) for number in re.findall(r"\d+", part.stem)])
 
 
 def _unit_rows(rows: np.ndarray, name: str) -> np.ndarray:

@@ -6,9 +6,6 @@ picks, with ties (zero gains and duplicates too) to the lowest index. Left out: 
 """
 
 import math
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +15,7 @@ from numba import njit
 from coreclip.errors import CoreclipError
 from coreclip.randomness import uniform
 from coreclip.selection.functions import Columns, Function, add, facility, gain
+from coreclip.selection.threads import in_threads
 
 OPTIMIZERS = ("lazy", "naive", "stochastic", "threshold")
 
@@ -174,19 +172,6 @@ def candidate_gains(function: Function) -> np.ndarray:
 def lazy_from(function: Function, free: np.ndarray, picks: np.ndarray, gains: np.ndarray) -> None:
     """Go on picking lazily among ``free`` (int64) where ``function`` stands; fills ``picks`` and ``gains``, both (k,)."""
     _lazy(function, candidate_gains(function), free, picks, gains, function.slack, function.monotone)
-
-
-def n_threads() -> int:
-    """Return the cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def in_threads(work: Callable[[int, int], None], n: int) -> None:
-    """Run ``work(start, stop)`` over 0..n-1 in one piece per core; it must release the GIL."""
-    n_pieces = max(1, min(n_threads(), n))
-    edges = [n * part // n_pieces for part in range(n_pieces + 1)]
-    with ThreadPoolExecutor(n_pieces) as pool:
-        list(pool.map(work, edges[:-1], edges[1:]))
 
 
 def _naive(function: Function, free: np.ndarray, picks: np.ndarray, gains: np.ndarray) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 
 from coreclip.errors import CoreclipError
 from coreclip.progress import Progress
-from coreclip.selection.coresets import check_labels, classes_of, describe, in_turns, share
+from coreclip.selection.clusters import take_turns
+from coreclip.selection.coresets import check_labels, classes_of, describe, share
 from coreclip.selection.facility import check_k
 from coreclip.selection.features import Features
 from coreclip.selection.gradients import FactoredGradients, as_gradients, clip_gradients
@@ -160,7 +161,7 @@ def gradmatch_of_gradients(
     chosen = [rows[fit.picks] for (rows, _), fit in zip(served, fits, strict=True)]
     if not sum(len(picks) for picks in chosen):
         raise CoreclipError("gradmatch: the gradients of each class add up to 0, there is nothing to match; use craig")
-    order = in_turns([len(picks) for picks in chosen])
+    order = take_turns([len(picks) for picks in chosen])
     indices, weights = np.concatenate(chosen), np.concatenate([fit.weights for fit in fits])
     return Match(
         indices[order],

@@ -13,7 +13,7 @@ from numba import njit
 
 from coreclip.progress import Progress
 from coreclip.selection.functions import Columns
-from coreclip.selection.greedy import in_threads
+from coreclip.selection.threads import in_threads
 
 _BLOCK = 2048  # rows; a block of float32 is 16 MiB
 

@@ -2,18 +2,25 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
 import coreclip
 from coreclip.errors import CoreclipError
 from coreclip.files import atomic_path
+from coreclip.randomness import permutation
 
 _FORMAT_VERSION = 1
 _KEY = b"coreclip"
+_STREAM_FILL = 142
+
+
+class NoPairChosen(CoreclipError):
+    """Nothing is left: of a whole selection a mistake, of one group's share it may be right."""
 
 
 def check_output(path: str | Path) -> None:
@@ -134,14 +141,157 @@ class Subset:
         """
         if not 1 <= k <= self.k:
             raise CoreclipError(f"k = {k} is not a prefix of a subset of {self.k}; it must be 1 to {self.k}")
-        weights, total = self.weights[:k], float(self.weights[:k].sum())
         return dataclasses.replace(
             self,
             indices=self.indices[:k],
-            weights=weights * (self.weights.mean() * k / total) if total > 0 else weights,
+            weights=_keep_mean(self.weights, np.arange(self.k) < k),
             gains=self.gains[:k],
             objective=None if self.objective is None else float(self.gains[:k].sum()),
             upper_bound=self.upper_bound if k == self.k else None,
+        )
+
+    def union(self, *others: Self) -> Self:
+        """Return the pairs that this or any other subset of the same data set has.
+
+        Parameters
+        ----------
+        *others : Subset
+
+        Returns
+        -------
+        Subset
+            This one's pairs in order, then the new ones of each other in its order. A pair's weight and gain are those of the
+            first subset that has it. The objective and its bound stay where nothing was added, else they are None.
+            ``parameters["of"]`` lists each operand's method, seed, k and parameters; ``seconds`` is their sum.
+
+        Raises
+        ------
+        CoreclipError
+            For subsets of another number of pairs or another data set.
+        """
+        _check_same(self, others)
+        parts: list[Self] = [self, *others]
+        indices = np.concatenate([part.indices for part in parts])
+        _, first = np.unique(indices, return_index=True)
+        rows = np.sort(first)
+        return self._combined(
+            "union",
+            others,
+            indices=indices[rows],
+            weights=np.concatenate([part.weights for part in parts])[rows],
+            gains=np.concatenate([part.gains for part in parts])[rows],
+        )
+
+    def intersection(self, *others: Self) -> Self:
+        """Return the pairs that this and every other subset of the same data set have.
+
+        Parameters
+        ----------
+        *others : Subset
+
+        Returns
+        -------
+        Subset
+            In this one's order, with its gains, and its weights scaled to keep their mean. Else as :meth:`union`: the objective
+            stays where nothing was taken away.
+
+        Raises
+        ------
+        CoreclipError
+            As :meth:`union`; :class:`NoPairChosen` where no pair is in all.
+        """
+        kept = [np.isin(self.indices, other.indices) for other in others]
+        return self._kept("intersection", others, np.logical_and.reduce(kept) if kept else np.ones(self.k, bool))
+
+    def difference(self, *others: Self) -> Self:
+        """Return the pairs that this subset has and no other subset of the same data set, else as :meth:`intersection`."""
+        dropped = [np.isin(self.indices, other.indices) for other in others]
+        return self._kept("difference", others, ~np.logical_or.reduce(dropped) if dropped else np.ones(self.k, bool))
+
+    def resize(self, k: int, *, fill: Self | Literal["random"] | None = None, seed: int = 0) -> Self:
+        """Return exactly k pairs: a prefix, or all and others after them.
+
+        Parameters
+        ----------
+        k : int
+            1 to n.
+        fill : Subset or "random" or None
+            Where the others come from when k is larger: the first new ones of another subset, or random ones, which get this
+            subset's mean weight and a gain of 0. None refuses a larger k.
+        seed : int
+            Of the random ones; a larger k with the same seed only adds to them.
+
+        Returns
+        -------
+        Subset
+            As :meth:`prefix`, or as :meth:`union` with what was filled in.
+
+        Raises
+        ------
+        CoreclipError
+            For a k that is larger without ``fill``, that the second subset does not suffice for, or that is not 1 to n.
+        """
+        if 1 <= k <= self.k:
+            return self.prefix(k)
+        if not 1 <= k <= self.n:
+            raise CoreclipError(f"k = {k} of {self.n} pairs is not allowed: 1 to {self.n}")
+        if fill is None:
+            raise CoreclipError(
+                f"k = {k} is more than the {self.k} pairs of the subset; fill up from another subset or at random"
+            )
+        if isinstance(fill, str):
+            if fill != "random":
+                raise CoreclipError(f"fill = {fill!r} is not allowed: a subset, or 'random'")
+            return self.union(self._random_others(k - self.k, seed))
+        _check_same(self, [fill])
+        fresh = ~np.isin(fill.indices, self.indices)
+        if np.count_nonzero(fresh) < k - self.k:
+            raise CoreclipError(
+                f"k = {k} is more than the {self.k} pairs of the subset and the {np.count_nonzero(fresh)} others of the one "
+                f"to fill up from; ask for fewer or give a larger one"
+            )
+        return self.union(fill).prefix(k)
+
+    def _random_others(self, k: int, seed: int) -> Self:
+        order = permutation(self.n, seed, stream=_STREAM_FILL)
+        return type(self)(
+            indices=order[~np.isin(order, self.indices)][:k],
+            weights=np.full(k, self.weights.mean()),
+            gains=np.zeros(k),
+            method="random",
+            seed=seed,
+            n=self.n,
+            fingerprint=self.fingerprint,
+        )
+
+    def _kept(self, name: str, others: Sequence[Self], mask: np.ndarray) -> Self:
+        _check_same(self, others)
+        if not mask.any():
+            what = "no pair is in all" if name == "intersection" else "no pair is left"
+            raise NoPairChosen(
+                f"{name} of {', '.join(part.method for part in (self, *others))}: {what}; take larger subsets"
+            )
+        weights = _keep_mean(self.weights, mask)
+        return self._combined(name, others, indices=self.indices[mask], weights=weights, gains=self.gains[mask])
+
+    def _combined(self, name: str, others: Sequence[Self], **rows: np.ndarray) -> Self:
+        parts = [self, *others]
+        same = len(rows["indices"]) == self.k
+        return type(self)(
+            **rows,
+            objective=self.objective if same else None,
+            upper_bound=self.upper_bound if same else None,
+            method=f"{name}({', '.join(part.method for part in parts)})",
+            parameters={
+                "of": [
+                    {"method": part.method, "seed": part.seed, "k": part.k, "parameters": part.parameters}
+                    for part in parts
+                ]
+            },
+            seed=self.seed,
+            n=self.n,
+            seconds=sum(part.seconds for part in parts),
+            fingerprint=next((part.fingerprint for part in parts if part.fingerprint is not None), None),
         )
 
     def save(self, path: str | Path) -> None:
@@ -200,7 +350,7 @@ def _check_rows(subset: Subset) -> None:
             f"subset: {k} indices, {len(subset.weights)} weights, {len(subset.gains)} gains; they must be as many"
         )
     if not k:
-        raise CoreclipError("subset: no pair was chosen; choose at least one")
+        raise NoPairChosen("subset: no pair was chosen; choose at least one")
     if subset.indices.min() < 0 or subset.indices.max() >= subset.n:
         outside = subset.indices[(subset.indices < 0) | (subset.indices >= subset.n)][0]
         raise CoreclipError(
@@ -211,6 +361,30 @@ def _check_rows(subset: Subset) -> None:
         raise CoreclipError(f"subset: index {names[counts > 1][0]} is chosen twice; each pair counts once, use weights")
     if not (np.isfinite(subset.weights).all() and (subset.weights >= 0).all() and np.isfinite(subset.gains).all()):
         raise CoreclipError("subset: weights must be finite and not negative, gains finite")
+
+
+def _keep_mean(weights: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return some of the weights, scaled so that they have the mean of all."""
+    kept = weights[mask]
+    total = float(kept.sum())
+    return kept * (weights.mean() * len(kept) / total) if total > 0 else kept
+
+
+def _check_same(first: Subset, others: Sequence[Subset]) -> None:
+    """Refuse to combine subsets of different data sets."""
+    known = first
+    for other in others:
+        if None not in (known.fingerprint, other.fingerprint) and known.fingerprint != other.fingerprint:
+            raise CoreclipError(
+                f"the subsets {known.method} and {other.method} were chosen from the data sets with fingerprints "
+                f"{known.fingerprint} and {other.fingerprint}; only subsets of one data set can be combined"
+            )
+        if first.n != other.n:
+            raise CoreclipError(
+                f"the subsets {first.method} and {other.method} were chosen from {first.n} and {other.n} pairs; only subsets "
+                f"of one data set can be combined"
+            )
+        known = known if known.fingerprint is not None else other
 
 
 def _plain(value: Any) -> Any:

@@ -54,6 +54,7 @@ def test_a_data_set_that_is_not_there_is_named(name, tmp_path, capsys, at, monke
         "merge": [at / "data", "OUT"],
         "split": ["OUT"],
         "export_webdataset": ["OUT"],
+        "subset": ["OUT"],
     }
     front = {"evaluate": [at / "run"], "search": [at / "run"]}
     after = {"search": ["a query"]}
@@ -161,12 +162,22 @@ def test_a_finished_run_is_not_trained_over(capsys, at):
         (["--method", "facility-location", "--k", "5", "--features", "{tmp}/nan.npy"], ["nan.npy"]),
         (["--method", "facility-location", "--k", "5", "--features", "{tmp}/short.npy"], ["7"]),
         (["--method", "facility-location", "--k", "5", "--features", "{tmp}/pickled.npy"], ["pickled.npy"]),
+        (["--method", "random @ class", "--k", "5"], ["no class labels", "^"]),
+        (["--method", "random(k=5) & craig", "--k", "5"], ["craig does not say", "^"]),
+        (
+            ["--method", "facility-location", "--k", "5", "--features", "{tmp}/keys.npz"],
+            ["'scene-000000'", "not in the features"],
+        ),
+        (["--method", "facility-location", "--k", "5", "--features", "{tmp}/uids.npz"], ["no column 'uid'"]),
     ],
 )
 def test_select_refuses(arguments, words, tmp_path, capsys, at, flow):
     n = flow["convert"]["pairs"]
     np.save(tmp_path / "nan.npy", np.full((n, 4), np.nan, dtype=np.float32))
     np.save(tmp_path / "short.npy", np.ones((7, 4), dtype=np.float32))
+    unit = np.ones((n, 1), dtype=np.float32)
+    np.savez(tmp_path / "keys.npz", l14_img=unit, keys=np.array([f"k{i}" for i in range(n)]))
+    np.savez(tmp_path / "uids.npz", l14_img=unit, uids=np.array([f"{i:032x}" for i in range(n)]))
     np.save(tmp_path / "pickled.npy", np.array([{}] * n, dtype=object), allow_pickle=True)
     arguments = [a.format(at=at, tmp=tmp_path) for a in arguments]
     message = refused(capsys, "select", at / "data", tmp_path / "s.parquet", *arguments)

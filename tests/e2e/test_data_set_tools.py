@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from coreclip.cli import run_command
@@ -101,9 +102,92 @@ def test_split_into_subsets(made, capsys, tmp_path):
         subset.check(12, Dataset(made / "data").fingerprint)
 
 
+@pytest.fixture(scope="module")
+def with_uids(tmp_path_factory) -> Path:
+    """A data set of twelve pairs with uids that are in another order than the pairs."""
+    at = tmp_path_factory.mktemp("uids")
+    make_dataset(at / "data", 12, size=(48, 32)).close()
+    pairs = pd.read_parquet(at / "data" / "pairs.parquet")
+    pairs["uid"] = [f"{(7 * i + 5) % 12:016x}{i:016x}" for i in range(12)]
+    pairs.to_parquet(at / "data" / "pairs.parquet", index=False)
+    return at / "data"
+
+
+def test_subsets_are_combined_resized_and_exchanged(with_uids, capsys, tmp_path):
+    select = ["select", with_uids, "--method", "random"]
+    for name, k in (("a", 4), ("b", 8)):
+        run_json(capsys, *select[:2], tmp_path / f"{name}.parquet", *select[2:], "--k", k)
+    a, b = (Subset.load(tmp_path / f"{name}.parquet") for name in "ab")
+    report = run_json(
+        capsys, "subset", tmp_path / "b.parquet", tmp_path / "a.parquet", tmp_path / "c.parquet", "--difference"
+    )
+    assert (report["method"], report["n"], report["k"]) == ("difference(random, random)", 12, 4)
+    assert Subset.load(tmp_path / "c.parquet").indices.tolist() == b.indices[4:].tolist()
+    run(
+        capsys,
+        "subset",
+        tmp_path / "a.parquet",
+        tmp_path / "c.parquet",
+        tmp_path / "d.parquet",
+        "--union",
+        "--resize",
+        5,
+    )
+    assert Subset.load(tmp_path / "d.parquet").indices.tolist() == b.indices[:5].tolist()
+    run(
+        capsys,
+        "subset",
+        tmp_path / "a.parquet",
+        tmp_path / "e.parquet",
+        "--resize",
+        6,
+        "--fill",
+        tmp_path / "b.parquet",
+    )
+    assert Subset.load(tmp_path / "e.parquet").indices.tolist() == b.indices[:6].tolist()
+    run(
+        capsys, "subset", tmp_path / "a.parquet", tmp_path / "e.parquet", "--resize", 9, "--fill", "random", "--seed", 4
+    )
+    assert Subset.load(tmp_path / "e.parquet").k == 9
+    for form, name in (("index", "i.npy"), ("uids", "u.npy"), ("keys", "k.txt")):
+        run(capsys, "subset", tmp_path / "a.parquet", tmp_path / name, "--export", form, "--dataset", with_uids)
+        run(capsys, "subset", tmp_path / name, tmp_path / "back.parquet", "--dataset", with_uids)
+        back = Subset.load(tmp_path / "back.parquet")
+        assert set(back.indices) == set(a.indices)
+        back.check(12, Dataset(with_uids).fingerprint)
+    assert (tmp_path / "k.txt").read_text().split() == [f"k{i:04d}" for i in a.indices]
+    mixed = [tmp_path / "b.parquet", tmp_path / "u.npy", tmp_path / "mixed.parquet"]
+    assert run_json(capsys, "subset", *mixed, "--intersection", "--dataset", with_uids)["k"] == 4
+
+
+@pytest.mark.parametrize("name", ["uids", "keys"])
+def test_features_of_others_are_put_in_the_order_of_the_data_set(with_uids, name, capsys, tmp_path):
+    data = Dataset(with_uids)
+    names = data.metadata("uid") if name == "uids" else data.keys
+    image = np.eye(12, dtype=np.float32)
+    text = image * np.linspace(1, 0.1, 12)[:, None] + np.roll(image, 1, axis=1)  # the first pairs agree best
+    order = np.random.default_rng(0).permutation(12)
+    np.savez(tmp_path / "f.npz", l14_img=image[order], l14_txt=text[order], **{name: names[order].astype(str)})
+    arguments = ["--method", "clipscore", "--k", 5, "--features", tmp_path / "f.npz"]
+    run(capsys, "select", with_uids, tmp_path / "s.parquet", *arguments)
+    assert Subset.load(tmp_path / "s.parquet").indices.tolist() == [0, 1, 2, 3, 4]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["subset", "{at}/subset.parquet", "{at}/foreign.parquet", "{tmp}/out.parquet"], ["2 subsets and none of --union"]),
+        (["subset", "{at}/subset.parquet", "{tmp}/out.parquet", "--union"], ["1 subsets and --union", "two subsets or more"]),
+        (["subset", "{at}/subset.parquet", "{at}/subset.parquet", "{tmp}/out.parquet", "--union", "--difference"], ["--union, --difference of"]),
+        (["subset", "{at}/subset.parquet", "{at}/foreign.parquet", "{tmp}/out.parquet", "--union"], ["ffff", "one data set"]),
+        (["subset", "{at}/foreign.parquet", "{tmp}/out.parquet", "--dataset", "{at}/data"], ["ffff"]),
+        (["subset", "{at}/subset.parquet", "{tmp}/out.parquet", "--resize", "4"], ["k = 4", "fill up"]),
+        (["subset", "{at}/subset.parquet", "{tmp}/out.parquet", "--fill", "random"], ["--fill random without --resize"]),
+        (["subset", "{at}/subset.parquet", "{tmp}/file"], ["file"]),
+        (["subset", "{at}/subset.parquet", "{tmp}/out.npy", "--export", "list"], ["unknown form 'list'"]),
+        (["subset", "{at}/subset.parquet", "{tmp}/out.txt", "--export", "keys"], ["none are given"]),
+        (["subset", "{at}/subset.parquet", "{tmp}/out.npy", "--export", "uids", "--dataset", "{at}/data"], ["no column 'uid'", "use keys"]),
+        (["subset", "{at}/data/none.npy", "{tmp}/out.parquet"], ["none.npy", "does not exist"]),
         (["verify", "{at}/data", "--decode", "some"], ["decode", "some"]),
         (["extract", "{at}/data", "--index", "12"], ["12", "0 to 11"]),
         (["extract", "{at}/data", "--index", "1", "--out", "{tmp}/file"], ["file"]),
@@ -125,7 +209,7 @@ def test_split_into_subsets(made, capsys, tmp_path):
         (["export-webdataset", "{at}/data", "{tmp}/out", "--subset", "{at}/foreign.parquet"], ["ffff"]),
         (["export-webdataset", "{at}/data", "{tmp}/file"], ["file"]),
     ],
-)
+)  # fmt: skip
 def test_a_mistake_is_one_line_and_costs_nothing(made, capsys, tmp_path, arguments, words):
     (tmp_path / "file").write_text("kept")
     message = refused(capsys, *(argument.format(at=made, tmp=tmp_path) for argument in arguments))

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coreclip.selection import Features, clip_gradients, semdedup
-from coreclip.selection.clusters import apportion, canonical_order, spherical_kmeans
+from coreclip.selection.clusters import apportion, canonical_order, share_equally, spherical_kmeans, take_turns
 from coreclip.selection.coresets import craig_of_gradients
 
 SETTINGS = settings(deadline=None, max_examples=30)
@@ -43,6 +43,32 @@ def test_shares_sum_to_k_and_fit(seed, n_classes):
     assert shares.sum() == k
     assert (shares <= sizes).all()
     assert (np.abs(shares - k * sizes / sizes.sum()) < 1).all()
+
+
+@given(SEEDS, st.integers(1, 30))
+@SETTINGS
+def test_equal_shares_differ_only_where_a_group_is_full(seed, n_classes):
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(0, 50, n_classes)
+    k = int(rng.integers(0, sizes.sum() + 1))
+    shares = share_equally(sizes, k)
+    assert shares.sum() == k
+    assert (shares <= sizes).all()
+    level = shares.max(initial=0)
+    assert (shares[shares < sizes] >= level - 1).all()
+
+
+@given(SEEDS, st.integers(1, 12))
+@SETTINGS
+def test_every_prefix_of_turns_is_balanced(seed, n_groups):
+    counts = np.random.default_rng(seed).integers(1, 20, n_groups)
+    group = np.repeat(np.arange(n_groups), counts)
+    order = take_turns(counts)
+    taken = np.cumsum(group[order][:, None] == np.arange(n_groups), axis=0)
+    # Row i of a group comes at the time (i + 1/2) / count, so that each group has its share of the time to within a row.
+    time = ((np.concatenate([np.arange(count) for count in counts]) + 0.5) / np.repeat(counts, counts))[order]
+    assert (np.abs(taken - time[:, None] * counts) <= 1 + 1e-9).all()
+    assert all((np.diff(order[group[order] == g]) == 1).all() for g in range(n_groups))
 
 
 def near_duplicates(seed, n):

@@ -66,6 +66,7 @@ def test_attributes(dataset: Dataset) -> None:
     assert np.flatnonzero(dataset.tolerated).tolist() == [4]
     assert dataset.pairs["index"].tolist() == list(range(N))
     assert {"key", "shard", "row", "captions", "width", "warning", "label"} <= set(dataset.pairs.columns)
+    assert dataset.column_names == dataset.pairs.columns.tolist()
     assert dataset.tokenizer().sha256 == dataset.tokenizer_sha256
     assert repr(dataset) == f"Dataset({str(dataset.path)!r}, n=12)"
 

@@ -11,8 +11,7 @@ import pytest
 from coreclip.demo import ARMS, CONFIG, EXPRESSION, FRACTION, run_demo
 from coreclip.demo_truth import Truth
 from coreclip.errors import CoreclipError
-from coreclip.selection import Features, Subset
-from coreclip.selection.compose import parse
+from coreclip.selection import Features, Subset, parse
 
 
 def test_refuses_to_replace_what_is_no_report(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from coreclip.errors import CoreclipError
 from coreclip.selection import (
     METHODS,
     Features,
+    Method,
     Subset,
     clip_scores,
     clipscore,
@@ -14,9 +15,12 @@ from coreclip.selection import (
     metadata_of,
     needs_features,
     parse,
+    random_subset,
     select,
     semdedup,
 )
+from coreclip.selection.clusters import apportion, spherical_kmeans
+from coreclip.selection.registry import Tier
 
 
 def make_features(n=100, d=8, seed=0, **info):
@@ -151,6 +155,145 @@ def test_metadata_follow_the_survivors():
     assert (subset.indices % 2 == 1).all()
 
 
+def test_an_intersection_holds_what_both_choose_in_the_order_of_the_first():
+    features = make_features(fingerprint="abc")
+    subset = select(features, 100, method="clipscore(keep=0.5) & random(keep=0.6)", seed=3)
+    score, chance = clipscore(features, 50), random_subset(100, 60, seed=3)
+    assert subset.indices.tolist() == [i for i in score.indices if i in set(chance.indices)]
+    assert 0 < subset.k < 50
+    assert (subset.objective, subset.upper_bound, subset.fingerprint) == (None, None, "abc")
+    assert subset.method == "clipscore(keep=0.5) & random(keep=0.6)"
+    assert [(part["method"], part["k"], part["seed"]) for part in subset.parameters["of"]] == [
+        ("clipscore(keep=0.5)", 50, 3),
+        ("random(keep=0.6)", 60, 3),
+    ]
+
+
+def test_a_union_holds_what_either_chooses_the_first_first():
+    features = make_features()
+    subset = select(features, 100, method="clipscore(k=10) + random(k=20)")
+    score, chance = clipscore(features, 10).indices.tolist(), random_subset(100, 20).indices.tolist()
+    assert subset.indices.tolist() == score + [i for i in chance if i not in score]
+
+
+def test_and_binds_tighter_than_plus_and_plus_than_the_bar():
+    features = make_features()
+    loose = select(features, 100, method="random(k=30) + random(k=60) & clipscore(k=40) | clipscore", k=25)
+    tight = select(features, 100, method="(random(k=30) + (random(k=60) & clipscore(k=40))) | clipscore", k=25)
+    other = select(features, 100, method="(random(k=30) + random(k=60)) & clipscore(k=40) | clipscore", k=25)
+    assert loose.indices.tolist() == tight.indices.tolist() != other.indices.tolist()
+    assert [stage["method"] for stage in loose.parameters["stages"]] == ["union", "clipscore"]
+
+
+def test_operands_see_the_pairs_that_come_in_and_stages_in_parentheses_those_of_their_own():
+    features = make_features()
+    subset = select(features, 100, method="clipscore(k=50) | (random(keep=0.8) | random(keep=0.5)) & random(keep=0.9)")
+    operands = subset.parameters["stages"][1]["parameters"]["of"]
+    assert [part["k"] for part in operands] == [20, 45]
+    assert [(stage["n"], stage["k"]) for stage in operands[0]["parameters"]["stages"]] == [(50, 40), (40, 20)]
+    assert set(subset.indices) <= set(clipscore(features, 50).indices)
+
+
+def test_the_number_asked_for_is_cut_from_a_combination_in_its_order():
+    features = make_features()
+    whole = select(features, 100, method="clipscore(keep=0.5) & random(keep=0.6)")
+    cut = select(features, 100, method="clipscore(keep=0.5) & random(keep=0.6)", k=7)
+    assert cut.indices.tolist() == whole.indices[:7].tolist()
+    fewer = select(features, 100, method="clipscore(keep=0.5) & random(keep=0.6)", k=60)
+    assert fewer.k == whole.k
+    assert fewer.parameters["note"].startswith(f"{whole.k} pairs instead of the 60 asked for")
+
+
+def test_an_intersection_without_a_pair_points_at_its_mark():
+    features = Features.from_arrays(np.eye(4), np.eye(4)[[0, 2, 1, 3]])
+    expression = "clipscore(k=1) & random(k=3) & random(k=1)"
+    last = next(seed for seed in range(50) if random_subset(4, 1, seed).indices[0] != 0)
+    with pytest.raises(CoreclipError, match="no pair is in all of these; let each of them keep more") as caught:
+        select(features, 4, method=expression, seed=last)
+    assert str(caught.value).split("\n")[2].index("^") - 2 == expression.index("&")
+
+
+def test_classes_get_their_shares_and_the_best_of_each():
+    features, labels = make_features(), np.repeat([5, 9], [80, 20])
+    subset = select(features, 100, method="clipscore @ class", k=10, labels=labels)
+    scores = clip_scores(features)
+    first, second = np.argsort(-scores[:80])[:8], 80 + np.argsort(-scores[80:])[:2]
+    assert sorted(subset.indices) == sorted([*first, *second])
+    assert subset.objective == subset.upper_bound == pytest.approx(scores[subset.indices].sum(), rel=1e-6)
+    assert subset.gains.tolist() == pytest.approx(scores[subset.indices].tolist())
+    expected = {"by": "class", "quota": "proportional", "number": 2, "without_pairs": 0}
+    assert subset.parameters["groups"] == expected
+    # Of every five picks one is of the class that has a fifth of the pairs.
+    assert [(labels[subset.indices[i : i + 5]] == 9).sum() for i in (0, 5)] == [1, 1]
+
+
+def test_equal_quotas_give_small_groups_all_they_have():
+    features, labels = make_features(), np.repeat([0, 1, 2], [70, 27, 3])
+    subset = select(features, 100, method="facility-location @ class(equal)", k=23, labels=labels)
+    assert np.bincount(labels[subset.indices]).tolist() == [10, 10, 3]
+    parts = [facility_location(features.take(np.flatnonzero(labels == c)), k) for c, k in enumerate((10, 10, 3))]
+    assert subset.objective == pytest.approx(sum(part.objective for part in parts))
+    assert subset.upper_bound == pytest.approx(sum(part.upper_bound for part in parts))
+    assert subset.parameters["modality"] == "image"
+
+
+def test_clusters_are_those_of_the_images():
+    features = make_features()
+    subset = select(features, 100, method="clipscore(keep=0.3) @ cluster(4)", seed=2)
+    clusters, _ = spherical_kmeans(features.vectors("image"), 4, 2)
+    shares = apportion(np.bincount(clusters), 30)
+    assert np.bincount(clusters[subset.indices], minlength=4).tolist() == shares.tolist()
+    assert select(features, 100, method="clipscore @ cluster", k=30).parameters["groups"]["number"] <= 10
+
+
+@pytest.mark.parametrize(
+    "method", ["random", "clipscore", "facility-location", "craig", "semdedup", "semdedup(eps=0.3)"]
+)
+def test_one_group_is_the_method_itself(method):
+    features = make_features()
+    alone = select(features, 100, method=method, k=20, seed=4)
+    grouped = select(features, 100, method=f"{method} @ class", k=20, seed=4, labels=np.zeros(100, int))
+    one_cluster = select(features, 100, method=f"{method} @ cluster(1, equal)", k=20, seed=4)
+    assert grouped.indices.tolist() == alone.indices.tolist() == one_cluster.indices.tolist()
+    assert grouped.objective == alone.objective
+    assert grouped.weights.tolist() == alone.weights.tolist()
+
+
+def test_groups_of_one_size_are_not_drawn_at_the_same_places():
+    subset = select(None, 200, method="random(k=50) @ class", labels=np.repeat([0, 1], 100))
+    places = [sorted(subset.indices[subset.indices // 100 == c] % 100) for c in (0, 1)]
+    assert [len(place) for place in places] == [25, 25]
+    assert places[0] != places[1]
+
+
+def test_a_filter_may_leave_nothing_of_a_group(monkeypatch):
+    def low(n: int, labels: np.ndarray, k: int | None) -> Subset:
+        rows = np.flatnonzero(labels < 1)[:k]
+        return Subset(indices=rows, weights=np.ones(len(rows)), gains=np.zeros(len(rows)), method="low", n=n)
+
+    monkeypatch.setitem(METHODS, "low", Method(low, "class 0", Tier.REFERENCE, filters=True))
+    labels = np.repeat([0, 1], [6, 4])
+    subset = select(None, 10, method="low @ class", labels=labels)
+    assert subset.indices.tolist() == [0, 1, 2, 3, 4, 5]
+    assert subset.parameters["groups"]["without_pairs"] == 1
+    with pytest.raises(CoreclipError, match="low leaves no pair of any class; let it keep more"):
+        select(None, 10, method="low @ class", labels=labels + 1)
+
+
+def test_clusters_need_images():
+    with pytest.raises(CoreclipError, match="clusters are of image features and none are given"):
+        select(None, 10, method="random @ cluster(2)", k=3)
+    with pytest.raises(CoreclipError, match="clusters are of image features and none are given"):
+        select(Features.from_arrays(None, np.eye(10)), 10, method="random @ cluster(2)", k=3)
+
+
+def test_metadata_are_those_of_every_method_of_the_tree(monkeypatch):
+    for name in ("a", "b", "c"):
+        monkeypatch.setitem(METHODS, name, Method(random_subset, name, Tier.REFERENCE, metadata=(f"{name}_column",)))
+    expression = "(a(k=1) | random(k=1)) & random(k=1) + b(k=1) @ class | c"
+    assert metadata_of(expression) == {"a_column", "b_column", "c_column"}
+
+
 def test_every_method_is_described():
     assert all(method.summary for method in METHODS.values())
     assert [name for name, method in METHODS.items() if not method.higher_is_better] == ["easy"]
@@ -193,10 +336,36 @@ def test_every_method_runs_by_name_and_its_subset_can_be_stored(name, tmp_path):
         ("craig(bank=3 clusters=2)", "clusters", "expected , or )"),
         ("craig(bank=3", None, "expected , or )"),
         ("craig(=3)", "=", "expected parameter=value or )"),
-        ("craig random", "random", "expected | or the end"),
+        ("craig random", "random", "expected |, &, + or the end"),
         ("craig(keep=0.5) |", None, "expected the name of a method"),
         ("", None, "expected the name of a method"),
-        ("craig & random", "&", "unexpected '&'"),
+        ("craig % random", "%", "unexpected '%'"),
+        ("craig & random(k=5)", "craig", "craig does not say how many pairs it leaves; write craig(keep=0.5)"),
+        ("craig(k=5) + random", "random", "random does not say how many pairs it leaves; write random(keep=0.5)"),
+        ("(craig | random(k=5)) & random(k=5)", "craig", "craig does not say how many pairs it leaves"),
+        ("craig(k=5) &", None, "expected the name of a method"),
+        ("(craig(k=5)", None, "expected |, &, + or )"),
+        ("craig(k=5))", ")", "expected |, &, + or the end"),
+        ("()", ")", "expected the name of a method"),
+        ("(" * 30 + "craig", "(" * 10, "parentheses are more than 20 deep"),
+        ("(craig) @ class", "@", "@ belongs to a method; write it behind the methods within the parentheses"),
+        ("craig @ kind", "kind", "expected class or cluster after @"),
+        ("craig @", None, "expected class or cluster after @"),
+        ("craig @ class(3)", "3", "class takes no number, the labels make the groups"),
+        ("craig @ class(equally)", "equally", "expected equal"),
+        ("craig @ cluster(even)", "even", "expected a number or equal"),
+        ("craig @ cluster(0)", "0", "0 clusters are not possible: a whole number, at least 1"),
+        ("craig @ cluster(2.5)", "2.5", "2.5 clusters are not possible"),
+        ("craig @ cluster(3 equal)", "equal", "expected , or )"),
+        ("craig @ cluster(3, even)", "even", "expected equal"),
+        ("craig @ cluster(3, equal, 4)", ", 4", "expected )"),
+        ("craig(k=2) @ cluster(31)", "cluster", "31 clusters of 30 pairs are not possible"),
+        ("craig @ class @ class", "@", "expected |, &, + or the end"),
+        ("craig(k=9223372036854775808)", "9223", "this number is too large"),
+        ("craig(temperature=1e999)", "1e999", "this number is too large"),
+        ("craig(k=5) @ class", "class", "the data set has no class labels; group by @ cluster"),
+        ("random(k=5) & craig(bank=0, k=5)", "craig", "craig: bank = 0"),
+        ("random(keep=0.5) | craig(bank=0) @ cluster(1)", "craig", "craig in cluster 0, 15 pairs: bank = 0"),
         ("craig | random", "craig", "craig does not say how many pairs it leaves; write craig(keep=0.5)"),
     ],
 )
@@ -206,7 +375,7 @@ def test_errors_point_at_the_place(expression, place, message):
     explanation, shown, caret = str(caught.value).split("\n")
     assert message in explanation
     assert shown == f"  {expression}"
-    assert caret.index("^") - 2 == (len(expression) if place is None else expression.index(place))
+    assert caret.index("^") - 2 == (len(expression) if place is None else expression.rindex(place))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from coreclip.errors import CoreclipError
@@ -69,6 +71,112 @@ def test_clip_retrieval_parts_are_joined_by_number(tmp_path):
     features = Features.load(tmp_path)
     np.testing.assert_array_equal(features.image, rows)
     np.testing.assert_array_equal(features.text, rows)
+
+
+def write_retrieval(folder, columns):
+    """Twelve rows in parts whose numbers are not in the order of their names."""
+    rows = unit_rows(12, 3)
+    for name in ("img_emb", "metadata"):
+        (folder / name).mkdir(parents=True)
+    start = 0
+    for number, stop in zip((2, 10), (3, 12), strict=True):
+        np.save(folder / "img_emb" / f"img_emb_{number}.npy", rows[start:stop])
+        table = pa.table({name: column[start:stop] for name, column in columns.items()})
+        pq.write_table(table, folder / "metadata" / f"metadata_{number}.parquet")
+        start = stop
+    return folder
+
+
+def test_clip_retrieval_metadata_name_the_rows(tmp_path):
+    stems = [f"img{i}" for i in range(12)]
+    columns = {"image_path": [f"/data/a.b/{stem}.jpg" for stem in stems], "caption": ["a dog"] * 12}
+    features = Features.load(write_retrieval(tmp_path / "paths", columns))
+    assert (features.keys.tolist(), features.keyed_by) == (stems, "key")
+    keys = [f"{i:09d}" for i in range(12)]
+    assert Features.load(write_retrieval(tmp_path / "keys", {**columns, "key": keys})).keys.tolist() == keys
+    assert Features.load(write_retrieval(tmp_path / "none", {"caption": ["a dog"] * 12})).keys is None
+
+
+@pytest.mark.parametrize(
+    ("arrays", "columns", "keys", "kind"),
+    [
+        ({"keys": np.array(["a", "b", "c"])}, None, ["a", "b", "c"], "key"),
+        ({"keys": np.array([b"a", b"b", b"c"])}, None, ["a", "b", "c"], "key"),
+        ({"keys": np.array([7, 8, 9])}, None, ["7", "8", "9"], "key"),
+        ({"uids": np.array([(1, 2), (0, 15), (2**64 - 1, 0)], "u8,u8")}, None,
+         ["00000000000000010000000000000002", "0" * 31 + "f", "f" * 16 + "0" * 16], "uid"),
+        ({}, {"uid": ["u", "v", "w"], "text": ["x"] * 3}, ["u", "v", "w"], "uid"),
+        ({}, {"key": ["u", "v", "w"]}, ["u", "v", "w"], "key"),
+        ({"keys": np.array(["a", "b", "c"])}, {"uid": ["u", "v", "w"]}, ["a", "b", "c"], "key"),
+    ],
+)  # fmt: skip
+def test_datacomp_rows_are_named_inside_or_beside(tmp_path, arrays, columns, keys, kind):
+    np.savez(tmp_path / "d.npz", l14_img=unit_rows(3, 4), **arrays)
+    if columns is not None:
+        pq.write_table(pa.table(columns), tmp_path / "d.parquet")
+    features = Features.load(tmp_path / "d.npz")
+    assert (features.keys.tolist(), features.keyed_by) == (keys, kind)
+
+
+def test_rows_are_put_in_the_order_of_a_data_set():
+    image, text = unit_rows(6, 4), unit_rows(6, 4, 1)
+    features = Features.from_arrays(image, text, keys=list("fedcba"))
+    aligned = features.align(np.array(["a", "c", "f"], object))
+    np.testing.assert_array_equal(aligned.image, image[[5, 3, 0]])
+    np.testing.assert_array_equal(aligned.text, text[[5, 3, 0]])
+    assert aligned.keys.tolist() == ["a", "c", "f"]
+    assert features.align(list("fedcba")) is features
+    assert features.take(np.array([2, 1])).keys.tolist() == ["d", "e"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "wanted", "message"),
+    [
+        (
+            "abcdef",
+            "abxy",
+            "2 of the 4 of the data set's keys are not in the features, the first is 'x'; every pair must have",
+        ),
+        ("abcdea", "abc", "the features: 'a' is there twice, at 0 and 5"),
+        ("abcdef", "abca", "the data set's keys: 'a' is there twice, at 0 and 3"),
+        ("abcdff", "abc", None),
+    ],
+)
+def test_keys_that_do_not_fit_are_named(keys, wanted, message):
+    features = Features.from_arrays(unit_rows(6, 4), keys=list(keys))
+    if message is None:
+        assert features.align(list(wanted)).n == 3  # nobody asks for the doubled one
+        return
+    with pytest.raises(CoreclipError, match=message):
+        features.align(list(wanted))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"keys": ["a"]}, "features: 1 keys of 6 embeddings; they must be as many"),
+        ({"keys": np.zeros((6, 2), int)}, r"keys have shape \(6, 2\)"),
+        ({"keys": ["a", "b", None, "d", "e", "f"]}, "features: key 2 is None; it must be text or a whole number"),
+        ({"keys": [0.5] * 6}, "key 0 is 0.5; it must be text"),
+        ({"keys": [b"\xff"] * 6}, "key 0 is .*, not UTF-8"),
+        ({"keys": list("abcdef"), "keyed_by": "url"}, "keyed_by = 'url' is not allowed: uid or key"),
+    ],
+)
+def test_wrong_keys_are_refused(changes, message):
+    with pytest.raises(CoreclipError, match=message):
+        Features.from_arrays(unit_rows(6, 4), **changes)
+
+
+def test_features_without_keys_can_not_be_aligned():
+    with pytest.raises(CoreclipError, match="these features have no keys to be put in order by"):
+        Features.from_arrays(unit_rows(6, 4)).align(list("abcdef"))
+
+
+def test_a_damaged_table_of_keys_is_named(tmp_path):
+    np.savez(tmp_path / "d.npz", l14_img=unit_rows(3, 4))
+    (tmp_path / "d.parquet").write_text("no table")
+    with pytest.raises(CoreclipError, match=r"d\.parquet is not readable as Parquet"):
+        Features.load(tmp_path / "d.npz")
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from coreclip.errors import CoreclipError
-from coreclip.selection import Subset
+from coreclip.selection import NoPairChosen, Subset
 
 
 def make_subset(**changes):
@@ -101,6 +101,124 @@ def test_wrong_rows_are_refused(changes, message):
 def test_a_prefix_is_at_most_the_whole(k):
     with pytest.raises(CoreclipError, match=f"k = {k} is not a prefix of a subset of 3"):
         make_subset().prefix(k)
+
+
+def other_subset(**changes):
+    return make_subset(
+        **{
+            "indices": [2, 7, 5],
+            "weights": [3.0, 2.0, 1.0],
+            "gains": [9.0, 8.0, 7.0],
+            "method": "b",
+            "seconds": 1.0,
+            "seed": 8,
+        }
+        | changes
+    )
+
+
+def test_a_union_is_the_first_and_then_the_new_ones_of_the_others():
+    both = make_subset().union(other_subset(), other_subset(indices=[1, 4, 2]))
+    assert both.indices.tolist() == [4, 0, 7, 2, 5, 1]
+    assert both.weights.tolist() == [1.5, 0.5, 1.0, 3.0, 1.0, 3.0]
+    assert both.gains.tolist() == [3.0, 2.0, 0.5, 9.0, 7.0, 9.0]
+    assert (both.objective, both.upper_bound) == (None, None)
+    assert (both.seed, both.n, both.seconds, both.fingerprint) == (3, 9, 2.25, "a" * 64)
+    assert both.method == "union(facility-location, b, b)"
+
+
+def test_an_intersection_keeps_the_first_ones_order_gains_and_mean_weight():
+    shared = make_subset().intersection(other_subset(indices=[7, 4, 5]))
+    assert shared.indices.tolist() == [4, 7]
+    assert shared.gains.tolist() == [3.0, 0.5]
+    assert shared.weights.tolist() == pytest.approx([1.2, 0.8])
+    assert (shared.objective, shared.upper_bound) == (None, None)
+
+
+def test_a_difference_is_what_the_others_do_not_have():
+    left = make_subset().difference(other_subset(), other_subset(indices=[0, 1, 2]))
+    assert left.indices.tolist() == [4]
+    assert left.weights.tolist() == [1.0]
+    assert left.method == "difference(facility-location, b, b)"
+
+
+def test_the_objective_holds_where_the_choice_is_the_same():
+    everything = other_subset(indices=np.arange(9), weights=np.ones(9), gains=np.ones(9))
+    subset = make_subset()
+    assert subset.intersection(everything).objective == 5.5
+    assert subset.union(subset).upper_bound == 6.0
+    assert subset.difference(other_subset(indices=[1, 2, 3])).objective == 5.5
+    assert subset.union(everything).objective is None
+
+
+def test_combinations_say_what_they_are_of_and_can_be_stored(tmp_path):
+    nested = make_subset().union(other_subset()).intersection(other_subset())
+    assert nested.method == "intersection(union(facility-location, b), b)"
+    nested.save(tmp_path / "s.parquet")
+    first, second = Subset.load(tmp_path / "s.parquet").parameters["of"]
+    assert (first["method"], first["k"], first["seed"]) == ("union(facility-location, b)", 5, 3)
+    assert [part["method"] for part in first["parameters"]["of"]] == ["facility-location", "b"]
+    assert second == {
+        "method": "b",
+        "seed": 8,
+        "k": 3,
+        "parameters": {"neighbors": 5, "metric": "cosine", "list": [0, 1]},
+    }
+
+
+def test_a_fingerprint_that_one_of_them_knows_is_kept():
+    assert make_subset(fingerprint=None).union(other_subset()).fingerprint == "a" * 64
+    assert make_subset(fingerprint=None).union(other_subset(fingerprint=None)).fingerprint is None
+
+
+@pytest.mark.parametrize("way", ["union", "intersection", "difference"])
+def test_subsets_of_two_data_sets_are_not_combined(way):
+    with pytest.raises(CoreclipError, match=f"fingerprints {'a' * 64} and {'b' * 64}; only subsets of one data set"):
+        getattr(make_subset(), way)(other_subset(fingerprint="b" * 64))
+    with pytest.raises(CoreclipError, match=f"fingerprints {'a' * 64} and {'b' * 64}"):
+        getattr(make_subset(fingerprint=None), way)(other_subset(), other_subset(fingerprint="b" * 64))
+    with pytest.raises(CoreclipError, match="chosen from 9 and 10 pairs; only subsets of one data set"):
+        getattr(make_subset(), way)(other_subset(n=10))
+
+
+def test_nothing_left_is_an_error_of_its_own():
+    with pytest.raises(
+        NoPairChosen, match="intersection of facility-location, b: no pair is in all; take larger subsets"
+    ):
+        make_subset().intersection(other_subset(indices=[1, 2, 3]))
+    with pytest.raises(NoPairChosen, match="difference of facility-location, facility-location: no pair is left"):
+        make_subset().difference(make_subset())
+
+
+def test_resizing_takes_a_prefix_or_fills_up():
+    subset = make_subset(weights=[3.0, 2.0, 1.0])
+    assert subset.resize(2).indices.tolist() == subset.prefix(2).indices.tolist()
+    filled = subset.resize(4, fill=other_subset())
+    assert filled.indices.tolist() == [4, 0, 7, 2]
+    assert filled.method == "union(facility-location, b)"
+    chance = [subset.resize(k, fill="random", seed=6) for k in (6, 9)]
+    assert chance[1].indices[:6].tolist() == chance[0].indices.tolist()
+    assert chance[0].indices[:3].tolist() == [4, 0, 7]
+    assert sorted(chance[1].indices) == list(range(9))
+    assert chance[0].weights.tolist() == [3.0, 2.0, 1.0, 2.0, 2.0, 2.0]
+    assert chance[0].parameters["of"][1] == {"method": "random", "seed": 6, "k": 3, "parameters": {}}
+    assert subset.resize(9, fill="random", seed=7).indices.tolist() != chance[1].indices.tolist()
+
+
+@pytest.mark.parametrize(
+    ("k", "fill", "message"),
+    [
+        (0, None, "k = 0 of 9 pairs is not allowed: 1 to 9"),
+        (10, "random", "k = 10 of 9 pairs is not allowed: 1 to 9"),
+        (4, None, "k = 4 is more than the 3 pairs of the subset; fill up from another subset or at random"),
+        (4, "chance", "fill = 'chance' is not allowed: a subset, or 'random'"),
+        (6, other_subset(), "k = 6 is more than the 3 pairs of the subset and the 2 others"),
+        (4, other_subset(n=10), "from 9 and 10 pairs"),
+    ],
+)
+def test_sizes_that_are_not_there_are_refused(k, fill, message):
+    with pytest.raises(CoreclipError, match=message):
+        make_subset().resize(k, fill=fill)
 
 
 def test_files_that_are_no_subset_are_refused(tmp_path):
