@@ -7,6 +7,7 @@ ends with exit code 2.
 
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -65,7 +66,7 @@ def run_command(arguments: list[str], name: str | None = "coreclip") -> int:
     """Run one command line in this process and return its exit code: 0, 2 for a user's mistake, 130 for Ctrl-C."""
     command = typer.main.get_group(app)
     try:
-        code = command.main(arguments, prog_name=name, standalone_mode=False)
+        code = command.main(arguments, prog_name=name, standalone_mode=False, obj=f"{name} {shlex.join(arguments)}")
         if code == _INTERRUPTED:  # newer versions of typer turn Ctrl-C into this code, older ones into Abort
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
@@ -494,6 +495,7 @@ class _ListsMethods(typer.core.TyperCommand):
 
 @app.command(rich_help_panel=_SELECTION, cls=_ListsMethods)
 def select(
+    context: typer.Context,
     dataset: DatasetArgument,
     subset: Annotated[Path, typer.Argument(help="SUBSET.parquet to write.", show_default=False)],
     method: Annotated[str, typer.Option(help="A method, or several in a row: 'a(x=1) | b'.", show_default=False)],
@@ -501,6 +503,9 @@ def select(
     k: Annotated[int | None, typer.Option(help="Pairs to keep, in place of --fraction.")] = None,
     features: Annotated[Path | None, typer.Option(help="FEATURES of embed, or .npy / .npz embeddings.")] = None,
     signals: Annotated[Path | None, typer.Option(help="RUN whose signals the method reads.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Also write a page (HTML) about what was kept and refused.")
+    ] = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -515,9 +520,12 @@ def select(
     from coreclip.selection import select as run_select
 
     check_output(subset)
+    if report is not None:
+        _check_selection_page(report, subset)
     data = Dataset(dataset)
+    embeddings = None if features is None else Features.load(features)
     chosen = run_select(
-        None if features is None else Features.load(features),
+        embeddings,
         data.n,
         method=method,
         fraction=fraction,
@@ -531,8 +539,22 @@ def select(
     chosen.save(subset)
     if note := chosen.parameters.get("note"):
         print(f"coreclip: {note}", file=sys.stderr)
-    keys = ("method", "n", "k", "objective", "upper_bound", "seconds")
-    _emit({key: getattr(chosen, key) for key in keys}, as_json)
+    result = {key: getattr(chosen, key) for key in ("method", "n", "k", "objective", "upper_bound", "seconds")}
+    if report is not None:
+        from coreclip.selection_report import write_report
+
+        write_report(report, data, chosen, embeddings, context.obj)
+        result["report"] = str(report)
+    _emit(result, as_json)
+
+
+def _check_selection_page(report: Path, subset: Path) -> None:
+    """Refuse, before long work, to write a page over something else."""
+    from coreclip.selection_report import check_report
+
+    if os.path.abspath(report) == os.path.abspath(subset):
+        raise CoreclipError(f"--report {report} is the subset's own file; name another file for the page")
+    check_report(report)
 
 
 @app.command(rich_help_panel=_TRAINING)
@@ -598,13 +620,14 @@ def profile(
     """
     from coreclip.config import load_config
     from coreclip.files import write_text
+    from coreclip.pages import check_page
     from coreclip.pipeline import Dataset
     from coreclip.profiling import StageRecorder, diagnose, render_html, render_text
     from coreclip.selection import Subset
     from coreclip.training import make_step
 
     if html is not None:
-        _check_page(html)
+        check_page(html, 'class="coreclip-profile"', "profile report")
     settings = load_config(config, overrides or ())
     recorder = StageRecorder()
     measured = make_step(
@@ -624,12 +647,6 @@ def profile(
     if html is not None:
         write_text(html, render_html(diagnosis))
     _emit(diagnosis, as_json, render_text)
-
-
-def _check_page(path: Path) -> None:
-    """Refuse to write a report over something else."""
-    if path.is_dir() or (path.exists() and b"coreclip-profile" not in path.read_bytes()):
-        raise CoreclipError(f"{path} exists and is no profile report; nothing of yours is replaced; name another file")
 
 
 @app.command()
