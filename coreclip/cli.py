@@ -7,6 +7,7 @@ ends with exit code 2.
 
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -71,7 +72,7 @@ def run_command(arguments: list[str], name: str | None = "coreclip") -> int:
     """Run one command line in this process and return its exit code: 0, 2 for a user's mistake, 130 for Ctrl-C."""
     command = typer.main.get_group(app)
     try:
-        code = command.main(arguments, prog_name=name, standalone_mode=False)
+        code = command.main(arguments, prog_name=name, standalone_mode=False, obj=f"{name} {shlex.join(arguments)}")
         if code == _INTERRUPTED:  # newer versions of typer turn Ctrl-C into this code, older ones into Abort
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
@@ -500,6 +501,7 @@ class _ListsMethods(typer.core.TyperCommand):
 
 @app.command(rich_help_panel=_SELECTION, cls=_ListsMethods)
 def select(
+    context: typer.Context,
     dataset: Annotated[
         Path, typer.Argument(help="Data set made by convert, or a DataComp metadata folder.", show_default=False)
     ],
@@ -520,6 +522,9 @@ def select(
     arch: Annotated[str | None, typer.Option(help="Embeddings of a DataComp folder: l14 or b32.")] = None,
     signals: Annotated[Path | None, typer.Option(help="RUN whose signals the method reads.")] = None,
     uids: Annotated[Path | None, typer.Option(help="Also write the chosen uids as DataComp's .npy.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Also write a page (HTML) about what was kept and refused.")
+    ] = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -544,7 +549,13 @@ def select(
     check_output(subset)
     if uids is not None:
         check_uids_output(uids)
+    if report is not None:
+        _check_selection_page(report, subset)
     pool = _pool(dataset)
+    if report is not None and pool.dataset is None:
+        raise CoreclipError(
+            "--report shows images, and a DataComp metadata folder has none; leave it out or convert the images"
+        )
     if arch is not None and (pool.own_features is None or features is not None):
         raise CoreclipError("--arch names the embeddings of a DataComp metadata folder; leave it out")
     embeddings = None if features is None else pool.align(Features.load(features))
@@ -570,8 +581,22 @@ def select(
         save_uids(uids, all_uids[chosen.indices])
     if note := chosen.parameters.get("note"):
         print(f"coreclip: {note}", file=sys.stderr)
-    keys = ("method", "n", "k", "objective", "upper_bound", "seconds")
-    _emit({key: getattr(chosen, key) for key in keys}, as_json)
+    result = {key: getattr(chosen, key) for key in ("method", "n", "k", "objective", "upper_bound", "seconds")}
+    if report is not None and pool.dataset is not None:
+        from coreclip.selection_report import write_report
+
+        write_report(report, pool.dataset, chosen, embeddings, context.obj)
+        result["report"] = str(report)
+    _emit(result, as_json)
+
+
+def _check_selection_page(report: Path, subset: Path) -> None:
+    """Refuse, before long work, to write a page over something else."""
+    from coreclip.selection_report import check_report
+
+    if os.path.abspath(report) == os.path.abspath(subset):
+        raise CoreclipError(f"--report {report} is the subset's own file; name another file for the page")
+    check_report(report)
 
 
 @dataclass(frozen=True)
@@ -585,6 +610,7 @@ class _Pool:
     uids: "Callable[[], np.ndarray]"
     align: "Callable[[Features], Features]"
     own_features: "Callable[[str | None], Features] | None" = None
+    dataset: "Dataset | None" = None
 
 
 def _pool(path: Path) -> _Pool:
@@ -607,6 +633,7 @@ def _pool(path: Path) -> _Pool:
     return _Pool(
         data.n, data.fingerprint, data.labels, data.metadata,
         lambda: parse_uids(_names_of(data, "uids"), str(path)), lambda embeddings: _in_order_of(embeddings, data),
+        dataset=data,
     )  # fmt: skip
 
 
@@ -773,13 +800,14 @@ def profile(
     """
     from coreclip.config import load_config
     from coreclip.files import write_text
+    from coreclip.pages import check_page
     from coreclip.pipeline import Dataset
     from coreclip.profiling import StageRecorder, diagnose, render_html, render_text
     from coreclip.selection import Subset
     from coreclip.training import make_step
 
     if html is not None:
-        _check_page(html)
+        check_page(html, 'class="coreclip-profile"', "profile report")
     settings = load_config(config, overrides or ())
     recorder = StageRecorder()
     measured = make_step(
@@ -799,12 +827,6 @@ def profile(
     if html is not None:
         write_text(html, render_html(diagnosis))
     _emit(diagnosis, as_json, render_text)
-
-
-def _check_page(path: Path) -> None:
-    """Refuse to write a report over something else."""
-    if path.is_dir() or (path.exists() and b"coreclip-profile" not in path.read_bytes()):
-        raise CoreclipError(f"{path} exists and is no profile report; nothing of yours is replaced; name another file")
 
 
 @app.command()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from coreclip.report import Gallery, Picture
+from coreclip.pages import Gallery, Picture
 
 if TYPE_CHECKING:
     from coreclip.pipeline import Dataset

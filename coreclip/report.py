@@ -3,16 +3,16 @@
 Everything is inline: style sheet, SVG plots, pictures as ``data:`` URIs. Interactive plots and other languages are left out.
 """
 
-import base64
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from coreclip.errors import CoreclipError
 from coreclip.files import write_text
+from coreclip.pages import Gallery, generator_mark, has_mark, percent, template
 
 GENERATOR = "coreclip demonstration report"  # the page's meta tag, by which a report is known again
 Outcome = Literal["better", "worse", "within the spread"]
@@ -50,36 +50,6 @@ class Comparison:
     difference: float
     standard_error: float
     outcome: Outcome
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A thumbnail with what is said of it.
-
-    Attributes
-    ----------
-    jpeg : bytes
-    caption : str
-        The text that the pair carries.
-    note : str
-        Why it was taken or refused.
-    truth : str
-        What was planted in it; empty for a sound pair.
-    """
-
-    jpeg: bytes
-    caption: str
-    note: str = ""
-    truth: str = ""
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """Pictures under one heading, with a sentence of explanation."""
-
-    title: str
-    text: str
-    pictures: Sequence[Picture] = field(default_factory=tuple)
 
 
 def compare(ours: Sequence[float], others: Sequence[float], other: str) -> Comparison:
@@ -198,26 +168,14 @@ def write_report(path: str | Path, result: Mapping[str, Any], galleries: Sequenc
 
 def render_report(result: Mapping[str, Any], galleries: Sequence[Gallery]) -> str:
     """Return the page of :func:`write_report` as text."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("coreclip"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        percent=_percent, data_uri=_data_uri, seconds=_seconds, thousands="{:,}".format, two_digits=_two_digits
-    )
-    return environment.get_template("report.html").render(
+    return template("report.html").render(
         **result, generator=GENERATOR, galleries=galleries, metrics=_METRICS, plot=_plot(result["arms"], METRIC)
     )
 
 
 def is_report(path: Path) -> bool:
     """Return whether ``path`` is a page that :func:`write_report` wrote."""
-    return path.is_file() and GENERATOR.encode() in path.read_bytes()[:1000]
+    return has_mark(path, generator_mark(GENERATOR))
 
 
 def _plot(arms: Mapping[str, Any], metric: str) -> dict[str, Any]:
@@ -236,12 +194,12 @@ def _plot(arms: Mapping[str, Any], metric: str) -> dict[str, Any]:
             "name": name,
             "y": 30 + i * _PLOT_ROW,
             "dots": [
-                {"x": x(run[metric]), "title": f"seed {run['seed']}: {_percent(run[metric])}"} for run in arm["runs"]
+                {"x": x(run[metric]), "title": f"seed {run['seed']}: {percent(run[metric])}"} for run in arm["runs"]
             ],
             "mean": x(arm["summary"][metric]["mean"]),
             "low": x(arm["summary"][metric]["mean"] - arm["summary"][metric]["spread"]),
             "high": x(arm["summary"][metric]["mean"] + arm["summary"][metric]["spread"]),
-            "label": _percent(arm["summary"][metric]["mean"]),
+            "label": percent(arm["summary"][metric]["mean"]),
         }
         for i, (name, arm) in enumerate(arms.items())
     ]
@@ -253,19 +211,3 @@ def _plot(arms: Mapping[str, Any], metric: str) -> dict[str, Any]:
         "rows": rows,
         "ticks": [{"x": x(tick), "label": f"{100 * tick:.1f}".removesuffix(".0") + " %"} for tick in ticks],
     }
-
-
-def _percent(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
-
-
-def _two_digits(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
-
-
-def _data_uri(jpeg: bytes) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")

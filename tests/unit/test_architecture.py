@@ -17,8 +17,8 @@ MAY_IMPORT = {
     "training": {"training", "pipeline", "selection"},
     "profiling": {"profiling"},
 }
-LEAVES = {"errors", "files", "progress", "randomness", "config"}
-COMPOSERS = {"cli", "demo", "demo_truth", "report"}
+LEAVES = {"errors", "files", "progress", "randomness", "config", "pages"}
+COMPOSERS = {"cli", "demo", "demo_truth", "report", "selection_report"}
 
 
 def imported_modules(source: str) -> set[str]:

@@ -11,11 +11,10 @@ import pytest
 from PIL import Image
 
 from coreclip.errors import CoreclipError
+from coreclip.pages import Gallery, Picture
 from coreclip.report import (
     METRIC,
     Comparison,
-    Gallery,
-    Picture,
     compare,
     is_report,
     overall_outcome,
