@@ -36,7 +36,7 @@ _PIPELINE, _SELECTION, _TRAINING, _PROFILING = "pipeline", "selection", "trainin
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 DatasetArgument = Annotated[Path, typer.Argument(help="Data set made by convert.", show_default=False)]
 RunArgument = Annotated[Path, typer.Argument(help="Run made by train.", show_default=False)]
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file with [data], [model], [train].")]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file with [data], [model], [train], [jest].")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Override one value, e.g. train.lr=1e-3; may be repeated.")
 ]
@@ -434,7 +434,8 @@ def train(
 ) -> None:
     """Train a compact CLIP within a budget of minutes, epochs or samples.
 
-    The same command goes on where an interrupted run stopped.
+    The same command goes on where an interrupted run stopped. With --set jest.keep=0.5 --set jest.reference=proxy each step
+    trains on the half of a batch that has most to learn, measured against a finished run (or its FEATURES).
 
     Example: coreclip train flickr run --minutes 5 --subset best.parquet --set train.lr=5e-4
     """
@@ -508,10 +509,12 @@ def select(
 
     METHODS
 
+    grand, tracin and vog are computed from the weights that RUN kept (train.checkpoints) when they are first asked for.
+
     Example: coreclip select flickr best.parquet --method 'semdedup(eps=0.05) | facility-location' --fraction 0.3 --features features
     """
     from coreclip.pipeline import Dataset
-    from coreclip.selection import Features, check_output, load_signals, metadata_of
+    from coreclip.selection import Features, check_output, metadata_of
     from coreclip.selection import select as run_select
 
     check_output(subset)
@@ -522,7 +525,7 @@ def select(
         method=method,
         fraction=fraction,
         k=k,
-        signals=None if signals is None else load_signals(signals),
+        signals=None if signals is None else _signals(signals, data, method),
         metadata={name: data.metadata(name) for name in metadata_of(method)},
         labels=data.labels,
         seed=seed,
@@ -533,6 +536,19 @@ def select(
         print(f"coreclip: {note}", file=sys.stderr)
     keys = ("method", "n", "k", "objective", "upper_bound", "seconds")
     _emit({key: getattr(chosen, key) for key in keys}, as_json)
+
+
+def _signals(run: Path, dataset: Any, method: str) -> dict[str, Any]:
+    """The run's signals, with those that the method reads and that must be made from the run's checkpoints."""
+    from coreclip.selection import checkpoint_signals_of, load_signals
+
+    wanted = checkpoint_signals_of(method)
+    made = {}
+    if wanted and (run / "run.json").exists():  # else a folder of arrays, which has them or has not
+        from coreclip.training import checkpoint_signals
+
+        made = checkpoint_signals(run, dataset, sorted(wanted), device="auto")
+    return load_signals(run, dataset.fingerprint) | made
 
 
 @app.command(rich_help_panel=_TRAINING)
@@ -578,6 +594,49 @@ def _as_hits(result: dict[str, Any]) -> str:
         f"{hit['rank']:>3}  {hit['score']:.3f}  index {hit['index']}  {hit['key']}  {hit['captions'][0]}"
         for hit in result["results"]
     )
+
+
+@app.command(rich_help_panel=_TRAINING)
+def explain(
+    run: RunArgument,
+    dataset: DatasetArgument,
+    index: Annotated[list[int], typer.Option(help="Pair to explain; may be repeated.", show_default=False)],
+    train: Annotated[
+        Path | None, typer.Option("--train", help="Data set of the training pairs. Default: DATASET.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="Pairs to list of each kind.", min=1)] = 10,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Show which training pairs helped or hurt the model on some pairs (TracIn, from the weights that RUN kept).
+
+    Example: coreclip explain run flickr-dev --index 7 --train flickr --top 5
+    """
+    from coreclip.pipeline import Dataset
+    from coreclip.training import explain as run_explain
+
+    data = Dataset(dataset)
+    source = None if train is None else Dataset(train)
+    result = run_explain(run, data, index, train=source, top=top, seed=seed, device=device)
+    if not result["trained_on_this_data"]:
+        print(
+            f"coreclip: {run} was trained on another data set than {train or dataset}: this is what steps on its pairs would have "
+            "done; name the run's own by --train",
+            file=sys.stderr,
+        )
+    _emit(result, as_json, _as_influences)
+
+
+def _as_influences(result: dict[str, Any]) -> str:
+    lines = []
+    for name in ("helped", "hurt"):
+        lines += [f"{name} pair{'s' * (len(result['index']) > 1)} {_as_text(result['index'])}"]
+        lines += [
+            f"  index {pair['index']}  {pair['key']}  {pair['influence']:+.3g}  {pair['caption']}"
+            for pair in result[name]
+        ] or ["  none"]
+    return "\n".join(lines)
 
 
 @app.command(rich_help_panel=_PROFILING)

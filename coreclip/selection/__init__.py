@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from coreclip.selection.neighbors import neighbor_graph
     from coreclip.selection.registry import METHODS, Method
     from coreclip.selection.scores import clip_scores, clipscore, random_subset
-    from coreclip.selection.signals import load_signals
+    from coreclip.selection.signals import checkpoint_signals_of, load_signals
     from coreclip.selection.subset import Subset, check_output
 
 # No module has the name of something exported: importing it would put the module in that name's place.
@@ -25,6 +25,7 @@ _MODULES = {
     "Method": "registry",
     "Subset": "subset",
     "apricot_subset": "apricot",
+    "checkpoint_signals_of": "signals",
     "clip_gradients": "gradients",
     "clip_scores": "scores",
     "clipscore": "scores",
@@ -46,6 +47,7 @@ __all__ = [
     "Subset",
     "apricot_subset",
     "check_output",
+    "checkpoint_signals_of",
     "clip_gradients",
     "clip_scores",
     "clipscore",

@@ -53,22 +53,54 @@ def clip_gradients(
         raise CoreclipError(
             "craig needs image and text, these features hold only one of them; embed the pairs with both"
         )
-    if bank < 1:
-        raise CoreclipError(f"bank = {bank} is not allowed: at least 1 pair to contrast with; the default is 1024")
     images, texts = features.vectors("image"), features.vectors("text")
-    members = permutation(features.n, seed, stream=_STREAM_BANK)[:bank]
+    members = bank_members(features.n, bank, seed)
     image_gradients, text_gradients = np.empty_like(images), np.empty_like(texts)
     for start in range(0, features.n, _BLOCK):
         rows = np.arange(start, min(start + _BLOCK, features.n))
-        u, t = images[rows], texts[rows]
-        own = np.einsum("ij,ij->i", u, t) / temperature
-        is_self = rows[:, None] == members
-        p, p_own = _softmax(u @ texts[members].T / temperature, own, is_self)
-        q, q_own = _softmax(t @ images[members].T / temperature, own, is_self)
-        pull = (p_own + q_own - 2)[:, None]
-        image_gradients[rows] = _tangent(p @ texts[members] + pull * t, u) / (2 * temperature)
-        text_gradients[rows] = _tangent(q @ images[members] + pull * u, t) / (2 * temperature)
+        image_gradients[rows], text_gradients[rows] = gradients_against(
+            images[rows], texts[rows], images[members], texts[members], rows[:, None] == members, temperature
+        )
     return image_gradients, text_gradients
+
+
+def bank_members(n: int, bank: int, seed: int) -> np.ndarray:
+    """Return the pairs that all are contrasted with, int64 (at most ``bank``,); CoreclipError for a bank below 1."""
+    if bank < 1:
+        raise CoreclipError(f"bank = {bank} is not allowed: at least 1 pair to contrast with; the default is 1024")
+    return permutation(n, seed, stream=_STREAM_BANK)[:bank]
+
+
+def gradients_against(
+    images: np.ndarray,
+    texts: np.ndarray,
+    bank_images: np.ndarray,
+    bank_texts: np.ndarray,
+    is_self: np.ndarray,
+    temperature: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the gradients of some pairs' loss against a bank of others; see :func:`clip_gradients`.
+
+    Parameters
+    ----------
+    images, texts : float32 (b, d), unit norm
+    bank_images, bank_texts : float32 (m, d), unit norm
+    is_self : bool (b, m)
+        Where a member of the bank is the pair itself, or is not to be contrasted with it for another reason.
+    temperature : float
+
+    Returns
+    -------
+    image, text : float32 (b, d)
+    """
+    own = np.einsum("ij,ij->i", images, texts) / temperature
+    p, p_own = _softmax(images @ bank_texts.T / temperature, own, is_self)
+    q, q_own = _softmax(texts @ bank_images.T / temperature, own, is_self)
+    pull = (p_own + q_own - 2)[:, None]
+    return (
+        _tangent(p @ bank_texts + pull * texts, images) / (2 * temperature),
+        _tangent(q @ bank_images + pull * images, texts) / (2 * temperature),
+    )
 
 
 def resolve_temperature(features: Features, temperature: float | None) -> float:
