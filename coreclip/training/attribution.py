@@ -26,6 +26,7 @@ from coreclip.progress import Progress
 from coreclip.selection.gradients import bank_members, gradients_against
 from coreclip.selection.signals import CHECKPOINT_SIGNALS
 from coreclip.training.device import resolve_device
+from coreclip.training.features import check_decoded
 from coreclip.training.model import MAX_LOGIT_SCALE, Clip
 from coreclip.training.store import KeptWeights, kept_weights, load_kept, read_record
 
@@ -332,8 +333,6 @@ class _Feed:
 
     def batches(self, label: str, indices: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
         """Yield (index int64 (b,), images uint8, tokens int64) of some pairs, or of all, in order."""
-        from coreclip.training.features import check_decoded
-
         loader = make_loader(
             self.dataset,
             batch_size=self._batch_size,
