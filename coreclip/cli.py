@@ -11,7 +11,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -22,10 +22,8 @@ from coreclip import __version__
 from coreclip.errors import CoreclipError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from coreclip.pipeline import Dataset
-    from coreclip.selection import Features, Subset
+    from coreclip.selection import Subset
 
 app = typer.Typer(
     name="coreclip",
@@ -43,7 +41,7 @@ _PIPELINE, _SELECTION, _TRAINING, _PROFILING = "pipeline", "selection", "trainin
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 DatasetArgument = Annotated[Path, typer.Argument(help="Data set made by convert.", show_default=False)]
 RunArgument = Annotated[Path, typer.Argument(help="Run made by train.", show_default=False)]
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file with [data], [model], [train].")]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file with [data], [model], [train], [jest].")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Override one value, e.g. train.lr=1e-3; may be repeated.")
 ]
@@ -441,7 +439,8 @@ def train(
 ) -> None:
     """Train a compact CLIP within a budget of minutes, epochs or samples.
 
-    The same command goes on where an interrupted run stopped.
+    The same command goes on where an interrupted run stopped. With --set jest.keep=0.5 --set jest.reference=proxy each step
+    trains on the half of a batch that has most to learn, measured against a finished run (or its FEATURES).
 
     Example: coreclip train flickr run --minutes 5 --subset best.parquet --set train.lr=5e-4
     """
@@ -534,24 +533,26 @@ def select(
 
     Embeddings of other tools that have keys or uids are put in the data set's order by them.
 
+    grand, tracin and vog are computed from the weights that RUN kept (train.checkpoints) when they are first asked for.
+
     Example: coreclip select flickr best.parquet --method 'semdedup(eps=0.05) | facility-location' --fraction 0.3 --features features
     """
     from coreclip.selection import (
         Features,
         check_output,
         check_uids_output,
-        load_signals,
         metadata_of,
         needs_features,
     )
     from coreclip.selection import select as run_select
+    from coreclip.selection_pool import open_pool, signals_of
 
     check_output(subset)
     if uids is not None:
         check_uids_output(uids)
     if report is not None:
         _check_selection_page(report, subset)
-    pool = _pool(dataset)
+    pool = open_pool(dataset)
     if report is not None and pool.dataset is None:
         raise CoreclipError(
             "--report shows images, and a DataComp metadata folder has none; leave it out or convert the images"
@@ -567,7 +568,7 @@ def select(
         method=method,
         fraction=fraction,
         k=k,
-        signals=None if signals is None else load_signals(signals),
+        signals=None if signals is None else signals_of(signals, pool, method),
         metadata={name: pool.metadata(name) for name in metadata_of(method)},
         labels=pool.labels,
         seed=seed,
@@ -597,62 +598,6 @@ def _check_selection_page(report: Path, subset: Path) -> None:
     if os.path.abspath(report) == os.path.abspath(subset):
         raise CoreclipError(f"--report {report} is the subset's own file; name another file for the page")
     check_report(report)
-
-
-@dataclass(frozen=True)
-class _Pool:
-    """What ``select`` asks of what it selects from; ``own_features`` where it brings embeddings along."""
-
-    n: int
-    fingerprint: str
-    labels: "np.ndarray | None"
-    metadata: "Callable[[str], np.ndarray]"
-    uids: "Callable[[], np.ndarray]"
-    align: "Callable[[Features], Features]"
-    own_features: "Callable[[str | None], Features] | None" = None
-    dataset: "Dataset | None" = None
-
-
-def _pool(path: Path) -> _Pool:
-    from coreclip.selection import is_datacomp, parse_uids, read_datacomp
-
-    if is_datacomp(path):
-        pool = read_datacomp(path)
-        return _Pool(
-            pool.n,
-            pool.fingerprint,
-            None,
-            pool.metadata,
-            lambda: pool.uids,
-            lambda embeddings: embeddings,
-            pool.features,
-        )
-    from coreclip.pipeline import Dataset
-
-    data = Dataset(path)
-    return _Pool(
-        data.n, data.fingerprint, data.labels, data.metadata,
-        lambda: parse_uids(_names_of(data, "uids"), str(path)), lambda embeddings: _in_order_of(embeddings, data),
-        dataset=data,
-    )  # fmt: skip
-
-
-def _in_order_of(features: "Features", data: "Dataset") -> "Features":
-    """Align other people's features by their keys; ours say by their fingerprint that they need it not."""
-    if features.keys is None or features.fingerprint is not None:
-        return features
-    return features.align(_names_of(data, "uids" if features.keyed_by == "uid" else "keys"))
-
-
-def _names_of(data: "Dataset", form: str) -> "np.ndarray":
-    if form == "keys":
-        return data.keys
-    if "uid" not in data.column_names:
-        raise CoreclipError(
-            f"{data.path} has no uids: pairs.parquet has no column 'uid'; convert a source that has one (img2dataset's tables "
-            f"of DataComp do), or use keys or the index"
-        )
-    return data.metadata("uid")
 
 
 @app.command(rich_help_panel=_SELECTION)
@@ -706,7 +651,9 @@ def subset(
     if export is None:
         chosen.save(out)
     else:
-        export_subset(chosen, out, export, None if data is None or export == "index" else _names_of(data, export))
+        from coreclip.selection_pool import names_of
+
+        export_subset(chosen, out, export, None if data is None or export == "index" else names_of(data, export))
     _emit({key: getattr(chosen, key) for key in ("method", "n", "k", "objective", "upper_bound")}, as_json)
 
 
@@ -733,7 +680,9 @@ def _load_subset(path: Path, data: "Dataset | None") -> "Subset":
     form = form_of(path)
     if data is None:
         raise CoreclipError(f"{path} lists {form} of a data set; say which by --dataset")
-    names = {} if form == "index" else {form: _names_of(data, form)}
+    from coreclip.selection_pool import names_of
+
+    names = {} if form == "index" else {form: names_of(data, form)}
     return import_subset(path, data.n, fingerprint=data.fingerprint, **names)
 
 
@@ -780,6 +729,49 @@ def _as_hits(result: dict[str, Any]) -> str:
         f"{hit['rank']:>3}  {hit['score']:.3f}  index {hit['index']}  {hit['key']}  {hit['captions'][0]}"
         for hit in result["results"]
     )
+
+
+@app.command(rich_help_panel=_TRAINING)
+def explain(
+    run: RunArgument,
+    dataset: DatasetArgument,
+    index: Annotated[list[int], typer.Option(help="Pair to explain; may be repeated.", show_default=False)],
+    train: Annotated[
+        Path | None, typer.Option("--train", help="Data set of the training pairs. Default: DATASET.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="Pairs to list of each kind.", min=1)] = 10,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Show which training pairs helped or hurt the model on some pairs (TracIn, from the weights that RUN kept).
+
+    Example: coreclip explain run flickr-dev --index 7 --train flickr --top 5
+    """
+    from coreclip.pipeline import Dataset
+    from coreclip.training import explain as run_explain
+
+    data = Dataset(dataset)
+    source = None if train is None else Dataset(train)
+    result = run_explain(run, data, index, train=source, top=top, seed=seed, device=device)
+    if not result["trained_on_this_data"]:
+        print(
+            f"coreclip: {run} was trained on another data set than {train or dataset}: this is what steps on its pairs would have "
+            "done; name the run's own by --train",
+            file=sys.stderr,
+        )
+    _emit(result, as_json, _as_influences)
+
+
+def _as_influences(result: dict[str, Any]) -> str:
+    lines = []
+    for name in ("helped", "hurt"):
+        lines += [f"{name} pair{'s' * (len(result['index']) > 1)} {_as_text(result['index'])}"]
+        lines += [
+            f"  index {pair['index']}  {pair['key']}  {pair['influence']:+.3g}  {pair['caption']}"
+            for pair in result[name]
+        ] or ["  none"]
+    return "\n".join(lines)
 
 
 @app.command(rich_help_panel=_PROFILING)

@@ -154,8 +154,11 @@ class TrainConfig:
         ``auto`` measures at the start and keeps the faster one.
     checkpoint_seconds : float
         Time between two checkpoints.
+    checkpoints : int
+        Copies of the weights that are kept, from the middles of this many equal parts of the budget; selection by ``grand``,
+        ``tracin`` and ``vog`` and ``coreclip explain`` read them. 0: none.
     signals : bool
-        Whether each pair's loss, correctness and margin are recorded.
+        Whether each pair's loss, correctness, margins, confidence, entropy and EL2N are recorded.
     seed : int
     """
 
@@ -169,6 +172,7 @@ class TrainConfig:
     temperature: float = 0.07
     precision: str = "auto"
     checkpoint_seconds: float = 60.0
+    checkpoints: int = 5
     signals: bool = True
     seed: int = 0
 
@@ -185,7 +189,38 @@ class TrainConfig:
             self.precision in ("auto", "fp32", "bf16"), "train.precision", self.precision, "one of auto, fp32, bf16"
         )
         _require(self.checkpoint_seconds > 0, "train.checkpoint_seconds", self.checkpoint_seconds, "above 0")
+        _require(0 <= self.checkpoints <= 1000, "train.checkpoints", self.checkpoints, "0 to 1000")
         _require(0 <= self.seed < 2**63, "train.seed", self.seed, "0 to 2**63 - 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JestConfig:
+    """Which rows of a larger batch are trained on; see :mod:`coreclip.training.jest`.
+
+    Attributes
+    ----------
+    keep : float
+        Share of the rows that is trained on: the loader's batches hold ``data.batch_size / keep`` pairs. 1: all, no selection.
+    chunks : int
+        Rounds in which the rows of a batch are drawn, each given those before it.
+    reference : str
+        A finished RUN with the same tokenizer, or FEATURES of the data set: the model whose loss is what can be learned.
+        E.g. ``--set jest.keep=0.5 --set jest.reference=proxy``.
+    """
+
+    keep: float = 1.0
+    chunks: int = 4
+    reference: str = ""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.keep <= 1, "jest.keep", self.keep, "a share of each batch, above 0, at most 1")
+        _require(1 <= self.chunks <= 256, "jest.chunks", self.chunks, "1 to 256")
+        _require(
+            self.keep == 1 or self.reference != "",
+            "jest.reference",
+            self.reference,
+            f"with jest.keep = {self.keep} a finished RUN or FEATURES to compare with",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,13 +230,25 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    jest: JestConfig = field(default_factory=JestConfig)
 
     def __post_init__(self) -> None:
+        _require(
+            self.super_batch_size <= 1 << 20,
+            "jest.keep",
+            self.jest.keep,
+            f"at most 1,048,576 pairs a batch, data.batch_size / jest.keep; they are {self.super_batch_size:,}",
+        )
         if self.model.image_tower == "vit":
             _require(
                 self.data.image_size % self.model.patch_size == 0,
                 "model.patch_size", self.model.patch_size, f"a divisor of data.image_size = {self.data.image_size}",
             )  # fmt: skip
+
+    @property
+    def super_batch_size(self) -> int:
+        """Pairs that the loader delivers at a time; more than ``data.batch_size`` where rows are selected among them."""
+        return max(self.data.batch_size, round(self.data.batch_size / self.jest.keep))
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -210,7 +257,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     Parameters
     ----------
     path : path or None
-        A TOML file with the sections ``data``, ``model``, ``train``; None for the defaults.
+        A TOML file with the sections ``data``, ``model``, ``train``, ``jest``; None for the defaults.
     overrides : sequence of str
         ``"train.lr=1e-3"``; the later one wins.
 

@@ -48,7 +48,7 @@ ARMS = ("everything", "random", "coreset")
 CONFIG = Config(
     data=DataConfig(image_size=48, batch_size=128, workers=1),
     model=ModelConfig(image_width=16, image_depth=1, text_width=64, text_depth=1, heads=4, embed_dim=128, context=24),
-    train=TrainConfig(lr=1e-3, precision="fp32", checkpoint_seconds=3600.0, signals=False),
+    train=TrainConfig(lr=1e-3, precision="fp32", checkpoint_seconds=3600.0, checkpoints=0, signals=False),
 )
 _MARKER = ".coreclip-demo"  # of a directory that a demonstration has begun to fill, so that one that was killed can be begun again
 _PAIRS, _HELDOUT, _FULL_MINUTES = 6000, 500, 5.0

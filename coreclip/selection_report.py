@@ -50,7 +50,7 @@ _CAPTION_CHARACTERS = 200
 _VALUE_CHARACTERS = 160
 _CLASS_ROWS = 200
 _BEST = 1e-9  # relative difference below which objective and bound are the same
-_STREAM_KEPT, _STREAM_REFUSED, _STREAM_COMPARISON = 132, 133, 134
+_STREAM_KEPT, _STREAM_REFUSED, _STREAM_COMPARISON = 152, 153, 154
 
 
 def write_report(

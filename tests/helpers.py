@@ -50,6 +50,7 @@ def make_dataset(
     rejects: Sequence[tuple[str, str, str]] = (),
     images: dict[int, bytes] | None = None,
     context: int = 16,
+    copies: dict[int, int] | None = None,
 ) -> Dataset:
     """Write a valid data set at ``path`` (any test may use it) and open it.
 
@@ -64,9 +65,12 @@ def make_dataset(
     rejects : sequence of (source, key, reason)
     images : {index: bytes}
         JPEG bytes in place of the picture's; the stored width and height stay the picture's.
+    copies : {index: index}
+        Pairs with the picture and the texts of another one.
     """
     path.mkdir(parents=True)
-    captions = [make_captions(i, captions_per_pair[i % len(captions_per_pair)]) for i in range(n)]
+    originals = [(copies or {}).get(i, i) for i in range(n)]
+    captions = [make_captions(i, captions_per_pair[i % len(captions_per_pair)]) for i in originals]
     tokenizer = Tokenizer.train([text for texts in captions for text in texts], 300)
     tokenizer.save(path / "tokenizer.json")
     m = min(max(captions_per_pair), 16)
@@ -77,8 +81,9 @@ def make_dataset(
             file, captions_per_row=m, context=context, labels=labels is not None, max_rows=rows_per_shard + 3
         ) as writer:
             for i in range(first, min(first + rows_per_shard, n)):
-                width, height = size or (48 + 8 * (i % 3), 32 + 8 * (i % 2))
-                pixels = make_pixels(i, width, height)
+                original = originals[i]
+                width, height = size or (48 + 8 * (original % 3), 32 + 8 * (original % 2))
+                pixels = make_pixels(original, width, height)
                 mode = "raw" if raw_every and i % raw_every == 0 else "jpg"
                 stored = (images or {}).get(i) or (pixels.tobytes() if mode == "raw" else encode_jpeg(pixels))
                 tokens = np.zeros((m, context), np.uint16)

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from coreclip.selection.robust import crust
     from coreclip.selection.scores import clip_scores, clipscore, random_subset
     from coreclip.selection.sensitivity import StreamCoreset, lightweight_sample, merge_and_reduce, sensitivity_sample
-    from coreclip.selection.signals import load_signals
+    from coreclip.selection.signals import checkpoint_signals_of, load_signals
     from coreclip.selection.strata import ccs, ccs_budgets, classes, stratified
     from coreclip.selection.subset import NoPairChosen, Subset, check_output
     from coreclip.selection.targets import normsim, normsim_2, normsim_inf, normsim_scores
@@ -76,6 +76,7 @@ _MODULES = {
     "ccs_budgets": "strata",
     "check_output": "subset",
     "check_uids_output": "uids",
+    "checkpoint_signals_of": "signals",
     "classes": "strata",
     "clip_error_norms": "gradients",
     "clip_factored_gradients": "gradients",
@@ -158,6 +159,7 @@ __all__ = [
     "ccs_budgets",
     "check_output",
     "check_uids_output",
+    "checkpoint_signals_of",
     "classes",
     "clip_error_norms",
     "clip_factored_gradients",

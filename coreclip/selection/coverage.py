@@ -18,7 +18,7 @@ MOST_CLUSTERS = 64
 
 _SAMPLE = 1 << 15  # rows that the centroids are found on
 _BLOCK = 1 << 14  # rows
-_STREAM_SAMPLE = 131
+_STREAM_SAMPLE = 151
 
 
 @dataclass(frozen=True, eq=False)

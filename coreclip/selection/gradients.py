@@ -302,6 +302,45 @@ def as_gradients(gradients: np.ndarray | FactoredGradients) -> FactoredGradients
     return gradients if isinstance(gradients, FactoredGradients) else FactoredGradients(gradients)
 
 
+def bank_members(n: int, bank: int, seed: int) -> np.ndarray:
+    """Return the pairs that all are contrasted with, int64 (at most ``bank``,); CoreclipError for a bank below 1."""
+    if bank < 1:
+        raise CoreclipError(f"bank = {bank} is not allowed: at least 1 pair to contrast with; the default is 1024")
+    return permutation(n, seed, stream=_STREAM_BANK)[:bank]
+
+
+def gradients_against(
+    images: np.ndarray,
+    texts: np.ndarray,
+    bank_images: np.ndarray,
+    bank_texts: np.ndarray,
+    is_self: np.ndarray,
+    temperature: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the gradients of some pairs' loss against a bank of others; see :func:`clip_gradients`.
+
+    Parameters
+    ----------
+    images, texts : float32 (b, d), unit norm
+    bank_images, bank_texts : float32 (m, d), unit norm
+    is_self : bool (b, m)
+        Where a member of the bank is the pair itself, or is not to be contrasted with it for another reason.
+    temperature : float
+
+    Returns
+    -------
+    image, text : float32 (b, d)
+    """
+    own = np.einsum("ij,ij->i", images, texts) / temperature
+    p, p_own = _softmax(images @ bank_texts.T / temperature, own, is_self)
+    q, q_own = _softmax(texts @ bank_images.T / temperature, own, is_self)
+    pull = (p_own + q_own - 2)[:, None]
+    return (
+        _tangent(p @ bank_texts + pull * texts, images) / (2 * temperature),
+        _tangent(q @ bank_images + pull * images, texts) / (2 * temperature),
+    )
+
+
 def resolve_temperature(features: Features, temperature: float | None) -> float:
     """Return the given temperature, else the features' own, else CLIP's 0.01."""
     if temperature is None:
@@ -320,22 +359,23 @@ def _gradient_blocks(
         raise CoreclipError(
             "gradients need image and text, these features hold only one of them; embed the pairs with both"
         )
-    if bank < 1:
-        raise CoreclipError(f"bank = {bank} is not allowed: at least 1 pair to contrast with; the default is 1024")
-    members = permutation(features.n, seed, stream=_STREAM_BANK)[:bank]
+    members = bank_members(features.n, bank, seed)
     others = features.take(members)
     bank_images, bank_texts = others.vectors("image"), others.vectors("text")
     for start in range(0, features.n, _BLOCK):
         rows = np.arange(start, min(start + _BLOCK, features.n))
         block = features.take(rows)
-        u, t = block.vectors("image"), block.vectors("text")
-        own = np.einsum("ij,ij->i", u, t) / temperature
-        is_self = rows[:, None] == members
-        p, p_own = _softmax(u @ bank_texts.T / temperature, own, is_self)
-        q, q_own = _softmax(t @ bank_images.T / temperature, own, is_self)
-        pull = (p_own + q_own - 2)[:, None]
-        image, text = p @ bank_texts + pull * t, q @ bank_images + pull * u
-        yield rows, _tangent(image, u) / (2 * temperature), _tangent(text, t) / (2 * temperature)
+        yield (
+            rows,
+            *gradients_against(
+                block.vectors("image"),
+                block.vectors("text"),
+                bank_images,
+                bank_texts,
+                rows[:, None] == members,
+                temperature,
+            ),
+        )
 
 
 def _softmax(logits: np.ndarray, own: np.ndarray, is_self: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

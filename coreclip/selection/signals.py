@@ -4,21 +4,28 @@ Names, shapes and dtypes are those that training writes; an array's last axis is
 "not seen". Left out: making signals, which needs a model.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from coreclip.errors import CoreclipError
+from coreclip.files import read_json
+
+CHECKPOINT_SIGNALS = ("grand", "tracin", "vog")
+"""Signals that are not noted in training but made afterwards, from the weights that a run has kept; of any data set."""
 
 
-def load_signals(run: str | Path) -> dict[str, np.ndarray]:
+def load_signals(run: str | Path, fingerprint: str | None = None) -> dict[str, np.ndarray]:
     """Map the signals of a training run into memory.
 
     Parameters
     ----------
     run : path
         ``RUN``, or its folder ``signals``.
+    fingerprint : str or None
+        Of a data set: signals that are known to be of another one are left out.
 
     Returns
     -------
@@ -28,7 +35,7 @@ def load_signals(run: str | Path) -> dict[str, np.ndarray]:
     Raises
     ------
     CoreclipError
-        For a folder without signals, and for a damaged file.
+        For a folder without signals, or of another data set's alone, and for a damaged file.
     """
     folder = Path(run)
     folder = folder / "signals" if (folder / "signals").is_dir() else folder
@@ -37,7 +44,18 @@ def load_signals(run: str | Path) -> dict[str, np.ndarray]:
         raise CoreclipError(
             f"no signals at {run}: it holds no signals/*.npy; train writes them unless train.signals is off"
         )
-    return {file.stem: _read(file) for file in files}
+    kept = [file for file in files if fingerprint is None or _origin(file) in (None, fingerprint)]
+    if not kept:
+        raise CoreclipError(
+            f"the signals of {run} are of the data set {str(_origin(files[0]))[:12]}, this is {str(fingerprint)[:12]}; "
+            "give a run that was trained on this data set"
+        )
+    return {file.stem: _read(file) for file in kept}
+
+
+def checkpoint_signals_of(expression: str) -> set[str]:
+    """Return those of :data:`CHECKPOINT_SIGNALS` that an expression names, as a method or as in ``hard(signal=vog)``."""
+    return set(re.findall(r"[\w-]+", expression)) & set(CHECKPOINT_SIGNALS)
 
 
 def signal_of(signals: Mapping[str, np.ndarray], name: str, method: str) -> np.ndarray:
@@ -98,6 +116,15 @@ def check_passes(passes: int | None, name: str = "passes") -> None:
     """Refuse a number of passes below 1."""
     if passes is not None and passes < 1:
         raise CoreclipError(f"{name} = {passes} is not allowed: at least 1, or none for the usual number")
+
+
+def _origin(file: Path) -> str | None:
+    """Return the fingerprint of the data set that a signal is of, where it is known."""
+    if file.stem in CHECKPOINT_SIGNALS:
+        note = file.with_suffix(".json")
+        return read_json(note, "note on a signal").get("fingerprint") if note.exists() else None
+    record = file.parent.parent / "run.json"
+    return read_json(record, "run record").get("asked", {}).get("fingerprint") if record.exists() else None
 
 
 def _read(file: Path) -> np.ndarray:

@@ -4,10 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from coreclip.training.attribution import checkpoint_signals, explain, influence
     from coreclip.training.clip_model import ClipModel
     from coreclip.training.device import resolve_device
     from coreclip.training.evaluation import evaluate, recall_at
     from coreclip.training.features import EmbedReport, embed
+    from coreclip.training.jest import jest_rows
     from coreclip.training.loss import contrastive_loss
     from coreclip.training.model import Clip, build_model
     from coreclip.training.retrieval import search
@@ -23,9 +25,13 @@ _MODULES = {
     "TrainReport": "trainer",
     "Watch": "watch",
     "build_model": "model",
+    "checkpoint_signals": "attribution",
     "contrastive_loss": "loss",
     "embed": "features",
     "evaluate": "evaluation",
+    "explain": "attribution",
+    "influence": "attribution",
+    "jest_rows": "jest",
     "make_step": "steps",
     "recall_at": "evaluation",
     "resolve_device": "device",
@@ -41,9 +47,13 @@ __all__ = [
     "TrainReport",
     "Watch",
     "build_model",
+    "checkpoint_signals",
     "contrastive_loss",
     "embed",
     "evaluate",
+    "explain",
+    "influence",
+    "jest_rows",
     "make_step",
     "recall_at",
     "resolve_device",

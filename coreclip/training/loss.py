@@ -6,14 +6,47 @@ function, so that a weighted subset estimates the whole set's loss. Left out: th
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+LEAST_ROWS = 2  # a contrast needs a second pair
+
+
+@dataclass(frozen=True)
+class BatchSoftmax:
+    """The softmaxes that a loss was computed from: the k pairs of a batch that have a weight; all detached.
+
+    Attributes
+    ----------
+    cosine, logits : float32 (k, k)
+        Images in rows, texts in columns.
+    log_weight : float32 (k,)
+    log_total : float32 (2, k)
+        Logarithms of the weighted partition functions, image to text and text to image.
+    same : bool (k, k)
+    target : float32 (k, k)
+        What the softmax should be, in both directions.
+    kept : int64 (k,)
+        Which rows of the batch.
+    b : int
+        Rows of the batch.
+    """
+
+    cosine: Tensor
+    logits: Tensor
+    log_weight: Tensor
+    log_total: Tensor
+    same: Tensor
+    target: Tensor
+    kept: Tensor
+    b: int
+
 
 @dataclass(frozen=True)
 class ContrastiveLoss:
-    """What :func:`contrastive_loss` returns.
+    """What :func:`contrastive_loss` returns; the signals of the pairs are computed when they are asked for.
 
     Attributes
     ----------
@@ -23,17 +56,46 @@ class ContrastiveLoss:
         The least value that any features can reach on this batch; above 0 where captions repeat.
     sample_loss : float32 (b,)
         Each pair's own loss, both directions' mean, detached; NaN for an excluded pair.
-    correct : bool (b,)
-        Whether the image's most similar text is its own or an equal one; the first of a tie counts.
-    margin : float32 (b,)
-        Cosine of the image's best right text less its best wrong text's; NaN where one of them is missing.
+    softmax : BatchSoftmax
     """
 
     loss: Tensor
     floor: Tensor
     sample_loss: Tensor
-    correct: Tensor
-    margin: Tensor
+    softmax: BatchSoftmax
+
+    @property
+    def correct(self) -> Tensor:
+        """Bool (b,): whether the image's most similar text is its own or an equal one; the first of a tie counts."""
+        return self._right_and_wrong[0]
+
+    @property
+    def margin(self) -> Tensor:
+        """Float32 (b,): cosine of the image's best right text less its best wrong text's; NaN where one of them is missing."""
+        return self._right_and_wrong[1]
+
+    def signals(self) -> dict[str, Tensor]:
+        """Return what is worth recording of each pair, (b,) each, NaN (False) for an excluded pair; see :func:`softmax_signals`.
+
+        Returns
+        -------
+        dict of str to Tensor
+            ``loss``, ``margin``, ``correct``, ``confidence``, ``entropy``, ``probability_margin``, ``el2n``.
+        """
+        found = {"loss": self.sample_loss, "margin": self.margin, "correct": self.correct}
+        with torch.no_grad():
+            softmax = self.softmax
+            return found | {
+                name: _spread(values, softmax.kept, softmax.b, torch.nan)
+                for name, values in softmax_signals(softmax).items()
+            }
+
+    @cached_property
+    def _right_and_wrong(self) -> tuple[Tensor, Tensor]:
+        softmax = self.softmax
+        with torch.no_grad():
+            correct, margin = _right_and_wrong(softmax.cosine, softmax.same)
+        return _spread(correct, softmax.kept, softmax.b, False), _spread(margin, softmax.kept, softmax.b, torch.nan)
 
 
 def contrastive_loss(
@@ -79,18 +141,63 @@ def contrastive_loss(
     target = share / mass.unsqueeze(1)
     cosine = image_features @ text_features.T
     logits = logit_scale.exp() * cosine
-    rows = _direction_loss(logits, target, weight.log()) + _direction_loss(logits.T, target, weight.log())
+    log_weight = weight.log()
+    # The weights enter the partition functions only, the target holds them already.
+    log_total = [torch.logsumexp(scores + log_weight, dim=1) for scores in (logits, logits.T)]
+    rows = log_total[0] - (target * logits).sum(1) + (log_total[1] - (target * logits.T).sum(1))
     n = max(len(kept), 1)
     with torch.no_grad():
-        correct, margin = _right_and_wrong(cosine, same)
         floor = (weight * mass.log()).sum() / n
     return ContrastiveLoss(
         loss=(weight * rows).sum() / (2 * n),
         floor=floor,
         sample_loss=_spread(rows.detach() / 2, kept, b, torch.nan),
-        correct=_spread(correct, kept, b, False),
-        margin=_spread(margin, kept, b, torch.nan),
+        softmax=BatchSoftmax(
+            cosine=cosine.detach(),
+            logits=logits.detach(),
+            log_weight=log_weight,
+            log_total=torch.stack(log_total).detach(),
+            same=same,
+            target=target,
+            kept=kept,
+            b=b,
+        ),
     )
+
+
+def softmax_signals(softmax: BatchSoftmax) -> dict[str, Tensor]:
+    """Return what the softmaxes of a batch say of its pairs, each the mean of both directions, float32 (k,).
+
+    Parameters
+    ----------
+    softmax : BatchSoftmax
+
+    Returns
+    -------
+    dict of str to Tensor
+        ``confidence``, the largest probability p1; ``entropy``, in nats; ``probability_margin``, p1 - p2; ``el2n``, ||p - y||_2.
+
+    Notes
+    -----
+    Pairs that say the same are one outcome, whose probability is the sum of theirs (the first of them stands for all); otherwise
+    a caption that repeats would make its pairs look uncertain. EL2N (Paul et al. 2021, arXiv 2107.07075) is the norm over the
+    batch of the softmax less the target, which spreads over equal pairs in proportion to their weights; it is 0 at the loss's
+    floor. The classes being the pairs of the batch, all of them depend on its size.
+    """
+    k = len(softmax.logits)
+    if not k:
+        return dict.fromkeys(("confidence", "entropy", "probability_margin", "el2n"), softmax.log_weight)
+    scores = torch.stack([softmax.logits, softmax.logits.T]).add_(softmax.log_weight)
+    p = scores.sub_(softmax.log_total.unsqueeze(2)).exp_()  # (2, k, k)
+    first = softmax.same.to(torch.uint8).argmax(1)  # int64 (k,)
+    outcomes = torch.zeros_like(p).scatter_add_(2, first.expand_as(p), p)
+    top = outcomes.topk(min(2, k), dim=2).values
+    return {
+        "confidence": top[..., 0].mean(0),
+        "entropy": -torch.xlogy(outcomes, outcomes).sum(2).mean(0),
+        "probability_margin": (top[..., 0] - (top[..., 1] if k > 1 else 0)).mean(0),
+        "el2n": torch.linalg.vector_norm(p.sub_(softmax.target), dim=2).mean(0),
+    }
 
 
 def equal_pairs(tokens: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -111,11 +218,6 @@ def equal_pairs(tokens: Tensor, labels: Tensor | None = None) -> Tensor:
     if labels is not None:
         same = same | ((labels.unsqueeze(1) == labels) & (labels >= 0))
     return same
-
-
-def _direction_loss(logits: Tensor, target: Tensor, log_weight: Tensor) -> Tensor:
-    """Loss of each row; the weights enter the partition function only, the target holds them already."""
-    return torch.logsumexp(logits + log_weight, dim=1) - (target * logits).sum(1)
 
 
 def _right_and_wrong(cosine: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:

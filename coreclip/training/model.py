@@ -68,18 +68,25 @@ class Clip(nn.Module):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Embed uint8 images (b, 3, size, size) as float32 (b, d) of unit norm."""
-        pixels = images.to(self.mean.dtype, memory_format=torch.channels_last).sub_(self.mean).div_(self.std)
-        return F.normalize(self.image_projection(self.image(pixels)).float(), dim=1)
+        return F.normalize(self.image_projection(self.image(self.pixels(images))).float(), dim=1)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Embed token rows, int64 (b, length), padded with 0 on the right, as float32 (b, d) of unit norm.
 
         Captions longer than ``context`` are cut, and end with the end token then as all others do.
         """
+        return F.normalize(self.text_projection(self.text_hidden(tokens)).float(), dim=1)
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Return uint8 images (b, 3, size, size) as the image tower sees them: float, standardised per channel."""
+        return images.to(self.mean.dtype, memory_format=torch.channels_last).sub_(self.mean).div_(self.std)
+
+    def text_hidden(self, tokens: Tensor) -> Tensor:
+        """Return what the text's projection is given of token rows, (b, text_width)."""
         if tokens.shape[1] > self.context:
             tokens = tokens[:, : self.context].clone()
             tokens[:, -1] = torch.where(tokens[:, -1] == PAD, PAD, END)
-        return F.normalize(self.text_projection(self.text(cut_padding(tokens))).float(), dim=1)
+        return self.text(cut_padding(tokens))
 
     def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return image features, text features (both float32 (b, d), unit norm) and the clamped ``logit_scale``."""

@@ -1,7 +1,8 @@
 """What each pair's training looked like, pass by pass: the input of selection methods that follow the training dynamics.
 
-``RUN/signals/loss.npy`` and ``margin.npy`` float32 (passes, n), NaN where a pair was not seen in that pass, ``correct.npy`` int8
-(passes, n), -1 there. The files grow by one row per pass and are valid ``.npy`` files after each.
+``RUN/signals/NAME.npy``: ``loss``, ``margin`` (of cosines), ``confidence``, ``entropy``, ``probability_margin`` and ``el2n`` (of the
+batch's softmax) float32 (passes, n), NaN where a pair was not seen in that pass, and ``correct`` int8 (passes, n), -1 there; see
+:class:`coreclip.training.loss.ContrastiveLoss`. The files grow by one row per pass and are valid ``.npy`` files after each.
 """
 
 from pathlib import Path
@@ -10,9 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from coreclip.errors import CoreclipError
 from coreclip.training.loss import ContrastiveLoss
 
-_UNSEEN = {"loss": np.float32(np.nan), "margin": np.float32(np.nan), "correct": np.int8(-1)}
+_UNSEEN: dict[str, Any] = {
+    "loss": np.float32(np.nan),
+    "margin": np.float32(np.nan),
+    "correct": np.int8(-1),
+    "confidence": np.float32(np.nan),
+    "entropy": np.float32(np.nan),
+    "probability_margin": np.float32(np.nan),
+    "el2n": np.float32(np.nan),
+}
 
 
 class SignalRecorder:
@@ -34,9 +44,11 @@ class SignalRecorder:
 
     def record(self, index: np.ndarray, result: ContrastiveLoss) -> None:
         """Note a batch; a pair that comes twice in a pass keeps its last values."""
-        values = {"loss": result.sample_loss, "margin": result.margin, "correct": result.correct}
-        for name, tensor in values.items():
-            self._current[name][index] = tensor.cpu().numpy()
+        signals = result.signals()
+        # One transfer for all of them, so that a device is waited for once.
+        rows = torch.stack([signals[name].float() for name in _UNSEEN]).cpu().numpy()
+        for name, row in zip(_UNSEEN, rows, strict=True):
+            self._current[name][index] = row
         self._touched = True
 
     def end_pass(self) -> None:
@@ -56,7 +68,18 @@ class SignalRecorder:
         return {"passes": self._passes, "touched": self._touched, "current": current}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to a state; rows that were appended since are overwritten."""
+        """Go back to a state; rows that were appended since are overwritten.
+
+        Raises
+        ------
+        CoreclipError
+            For a state with other signals, as versions before this one wrote.
+        """
+        if set(state["current"]) != set(_UNSEEN):
+            raise CoreclipError(
+                f"the run's checkpoint has the signals {', '.join(state['current'])}, this coreclip records {', '.join(_UNSEEN)}; "
+                "finish the run with the version that began it, or train into another folder"
+            )
         self._passes, self._touched = state["passes"], state["touched"]
         self._folder.mkdir(parents=True, exist_ok=True)
         for name, row in state["current"].items():

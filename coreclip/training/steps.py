@@ -17,14 +17,14 @@ from coreclip.config import Config
 from coreclip.errors import CoreclipError
 from coreclip.pipeline import Augment, Batch, Dataset, Loader, Tokenizer, make_loader
 from coreclip.training.device import resolve_device
-from coreclip.training.loss import ContrastiveLoss, contrastive_loss, equal_pairs
+from coreclip.training.jest import make_selector
+from coreclip.training.loss import LEAST_ROWS, ContrastiveLoss, contrastive_loss, equal_pairs
 from coreclip.training.model import Clip, build_model, set_statistics_share
 from coreclip.training.signals import SignalRecorder
 from coreclip.training.watch import NoWatch, Watch
 
 # bf16 must win clearly: a choice that noise could turn would make two equal commands differ.
 _LEAST_BF16_GAIN = 1.1
-LEAST_ROWS = 2  # a contrast needs a second pair
 _MOST_THREADS = 1024
 
 
@@ -103,8 +103,8 @@ def training_loader(dataset: Dataset, config: Config, subset: Any, tokenizer: To
         raise CoreclipError(f"{n} pairs to train on; a contrast needs 2 at least; take a larger subset")
     return make_loader(
         dataset,
-        drop_last=pairs_per_pass(n, config.data.batch_size) < n,
-        batch_size=config.data.batch_size,
+        drop_last=pairs_per_pass(n, config.super_batch_size) < n,
+        batch_size=config.super_batch_size,
         image_size=config.data.image_size,
         train=True,
         crop_scale=config.data.crop_scale,
@@ -212,7 +212,7 @@ def make_step(
     threads : int, optional
         Of torch on the CPU, from now on; None leaves torch's own number.
     watch : Watch, optional
-        Is told the stages transfer, forward, backward, optimiser and metrics; it ends the steps itself.
+        Is told the stages transfer, (with jest) select, forward, backward, optimiser and metrics; it ends the steps itself.
 
     Raises
     ------
@@ -228,6 +228,7 @@ def make_step(
     loader = training_loader(dataset, config, subset, tokenizer)
     model = build_model(config, vocab_size=tokenizer.vocab_size, seed=config.train.seed).to(target).train()
     optimiser, labels = make_optimiser(model, config), labels_of(dataset)
+    jest = make_selector(dataset, config, tokenizer, target)
     # Never written, since no pass ends.
     signals = SignalRecorder(Path("signals"), dataset.n) if config.train.signals else None
     batches = (to_device(batch, labels, target, config.data.batch_size) for batch in loader)
@@ -241,6 +242,9 @@ def make_step(
             rows = to_device(batch, labels, target, config.data.batch_size)
         if len(rows.index) < LEAST_ROWS:
             return
+        if jest is not None:
+            with watched.stage("select"):
+                rows = jest.choose(model, rows, jest.wanted(len(batch.index)), step=0, bf16=precision == "bf16")
         with watched.stage("forward"):
             result = forward(model, rows, bf16=precision == "bf16")
             result.loss.item()

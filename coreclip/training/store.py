@@ -1,17 +1,18 @@
 """What a RUN holds, and how it is written and read: every file whole or absent, and none of them a pickle that could run code.
 
 ``config.toml`` (resolved), ``run.json`` (what the run was asked for, what it decided, what came of it), ``metrics.jsonl``,
-``tokenizer.json``, ``checkpoint.pt`` (weights, optimiser, place in the data; for going on), ``model.safetensors`` (weights; at the
-end), ``signals/``.
+``tokenizer.json``, ``checkpoint.pt`` (weights, optimiser, place in the data; for going on), ``checkpoints/STEP.safetensors``
+(weights on the way; kept), ``model.safetensors`` (weights; at the end), ``signals/``.
 """
 
 import json
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from coreclip.config import Config, config_to_toml, load_config
@@ -21,6 +22,7 @@ from coreclip.pipeline import Tokenizer
 from coreclip.training.model import Clip, build_model
 
 FORMAT_VERSION = 1
+_NOTE = "coreclip"  # the metadata's name
 
 
 def open_run(run: Path, asked: dict[str, Any], config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -115,11 +117,13 @@ def load_checkpoint(run: Path) -> dict[str, Any] | None:
         ) from None
 
 
-def save_weights(path: Path, model: Clip) -> None:
-    """Write the model's tensors as safetensors, atomically."""
+def save_weights(path: Path, model: Clip, note: dict[str, Any] | None = None) -> None:
+    """Write the model's tensors as safetensors, atomically; a note goes along as JSON."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    # One entry: safetensors writes several in any order, and equal runs must leave equal bytes.
+    metadata = None if note is None else {_NOTE: json.dumps(note, sort_keys=True)}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary)
+        save_file(tensors, temporary, metadata)
 
 
 def load_weights(run: Path, model: Clip) -> None:
@@ -135,6 +139,10 @@ def load_weights(run: Path, model: Clip) -> None:
         raise CoreclipError(
             f"run {run} is not finished: it has no model.safetensors; run its train command again, it goes on"
         )
+    _fill(path, run, model)
+
+
+def _fill(path: Path, run: Path, model: Clip) -> None:
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -148,6 +156,70 @@ def load_weights(run: Path, model: Clip) -> None:
         raise CoreclipError(
             f"{path} does not fit {run / 'config.toml'} ({reason}); restore the run's own files"
         ) from None
+
+
+@dataclass(frozen=True)
+class KeptWeights:
+    """One file of ``RUN/checkpoints``: the weights after ``step`` steps, the last of which was taken at ``learning_rate``."""
+
+    path: Path
+    step: int
+    learning_rate: float
+
+
+def keep_weights(run: Path, model: Clip, *, step: int, learning_rate: float) -> None:
+    """Write ``RUN/checkpoints/STEP.safetensors``, atomically, with the step and its learning rate as metadata."""
+    path = run / "checkpoints" / f"{step:08d}.safetensors"
+    save_weights(path, model, {"step": step, "learning_rate": learning_rate})
+
+
+def drop_weights(run: Path, step: int) -> None:
+    """Remove what is kept of the steps past ``step``: they are done again, and another of them may be kept then."""
+    for path in (run / "checkpoints").glob("*.safetensors"):
+        if path.stem.isdecimal() and int(path.stem) > step:
+            path.unlink()
+
+
+def kept_weights(run: str | Path) -> list[KeptWeights]:
+    """Return the weights that a finished run has kept, in order of their steps.
+
+    Raises
+    ------
+    CoreclipError
+        For a run that is missing or unfinished, one that kept none, or a damaged file.
+    """
+    run = Path(run)
+    if not read_record(run)["finished"]:
+        raise CoreclipError(f"run {run} is not finished; run its train command again, it goes on")
+    paths = (run / "checkpoints").glob("*.safetensors")
+    found = [_kept(path) for path in sorted(path for path in paths if path.stem.isdecimal())]
+    if not found:
+        raise CoreclipError(
+            f"run {run} has no checkpoints/*.safetensors, which are needed here; train with --set train.checkpoints=5"
+        )
+    return found
+
+
+def _kept(path: Path) -> KeptWeights:
+    try:
+        with safe_open(path, "pt") as file:
+            note = json.loads(file.metadata()[_NOTE])
+        return KeptWeights(path, int(note["step"]), float(note["learning_rate"]))
+    except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
+        raise CoreclipError(f"{path} is damaged or no checkpoint of a run ({error}); train again") from None
+
+
+def load_kept(run: str | Path, device: torch.device) -> tuple[list[tuple[KeptWeights, Clip]], Tokenizer, Config]:
+    """Return a finished run's kept models (in evaluation mode, on ``device``) in order, its tokenizer and its configuration."""
+    run = Path(run)
+    kept = kept_weights(run)
+    config, tokenizer = load_config(run / "config.toml"), Tokenizer.load(run / "tokenizer.json")
+    models = []
+    for one in kept:
+        model = build_model(config, vocab_size=tokenizer.vocab_size, seed=config.train.seed)
+        _fill(one.path, run, model)
+        models.append((one, model.to(device).eval().requires_grad_(False)))
+    return models, tokenizer, config
 
 
 def load_run(run: str | Path, device: torch.device) -> tuple[Clip, Tokenizer, Config]:

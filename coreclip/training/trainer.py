@@ -20,7 +20,6 @@ from typing import Any, TextIO
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from coreclip.config import Config, config_to_table
 from coreclip.errors import CoreclipError
@@ -28,11 +27,12 @@ from coreclip.files import lock, sha256_file, write_json
 from coreclip.pipeline import Batch, Dataset, Loader, Tokenizer
 from coreclip.progress import Progress
 from coreclip.training.device import resolve_device
+from coreclip.training.jest import JestSelector, make_selector
+from coreclip.training.loss import LEAST_ROWS
 from coreclip.training.model import Clip, build_model
 from coreclip.training.schedule import Budget, learning_rate
 from coreclip.training.signals import SignalRecorder
 from coreclip.training.steps import (
-    LEAST_ROWS,
     check_threads,
     decide_precision,
     forward,
@@ -46,6 +46,8 @@ from coreclip.training.steps import (
 )
 from coreclip.training.store import (
     cut_metrics,
+    drop_weights,
+    keep_weights,
     load_checkpoint,
     load_run,
     open_run,
@@ -71,6 +73,8 @@ class TrainReport:
         ``samples_seen / seconds``, so with set-up and waiting.
     loss : float
         Mean over the last 32 steps.
+    scored : int
+        Pairs that ``[jest]`` chose among, over all steps; 0 without it. ``samples_seen`` counts those that were trained on.
     """
 
     steps: int
@@ -78,6 +82,7 @@ class TrainReport:
     seconds: float
     samples_per_second: float
     loss: float
+    scored: int = 0
 
 
 def train(
@@ -108,12 +113,13 @@ def train(
     subset : int array (k,) or object with ``indices`` and ``weights``, optional
         What to train on; None for all pairs.
     minutes, samples, epochs : number, optional
-        The budget, exactly one of them. Minutes are wall time from ``started`` to the end of the call.
+        The budget, exactly one of them. Minutes are wall time from ``started`` to the end of the call; samples and epochs count
+        the pairs that are trained on.
     device : {"cpu", "cuda", "auto"}
     threads : int, optional
         Of torch on the CPU; None leaves torch's own number. The bits of the result depend on it.
     watch : Watch, optional
-        Is told the stages of each step: wait, transfer, forward, backward, optimiser, metrics, logging.
+        Is told the stages of each step: wait, transfer, (with jest) select, forward, backward, optimiser, metrics, logging.
     init_from : path, optional
         A finished run whose weights and tokenizer are the start.
     started : float, optional
@@ -143,7 +149,8 @@ def train(
         # The run: what is asked for, what is there already.
         model, tokenizer = _first_model(dataset, config, init_from)
         loader = training_loader(dataset, config, subset, tokenizer)
-        record = open_run(run, _asked(dataset, config, budget, subset, init_from), config, tokenizer)
+        jest = make_selector(dataset, config, tokenizer, target_device)
+        record = open_run(run, _asked(dataset, config, budget, subset, init_from, jest), config, tokenizer)
         if record["finished"]:
             return TrainReport(**record["report"])
         labels = labels_of(dataset)
@@ -155,10 +162,11 @@ def train(
         if state is not None:
             place = _restore(state, model, optimiser, loader, signals)
         cut_metrics(run / "metrics.jsonl", place.step)
+        drop_weights(run, place.step)
 
         # The loop.
         clock = _Clock(started - place.seconds)
-        total = budget.total_samples(pairs_per_pass(loader.n_samples, config.data.batch_size))
+        total = budget.total_samples(pairs_per_pass(loader.n_samples, loader.batch_size))
         usable_seconds = budget.usable_seconds()
         losses = collections.deque(place.losses, maxlen=_LOSS_WINDOW)
         saved_at = logged_at = clock.seconds()
@@ -170,12 +178,15 @@ def train(
         metrics = stack.enter_context(open(run / "metrics.jsonl", "a", encoding="utf-8"))
         for batch in watch.iterate("wait", () if place.finished else _batches(loader)):
             begin = clock.seconds()
-            if total is not None and place.samples_seen + len(batch.index) > total:
-                batch = _first_rows(batch, max(total - place.samples_seen, 2))
+            wanted = len(batch.index) if jest is None else jest.wanted(len(batch.index))  # pairs to train on
+            if total is not None and place.samples_seen + wanted > total:
+                wanted = max(total - place.samples_seen, 2)
+                if jest is None:
+                    batch = _first_rows(batch, wanted)
             if total is None:
                 fraction = (begin + step_seconds / 2) / usable_seconds
             else:
-                fraction = (place.samples_seen + len(batch.index) / 2) / total
+                fraction = (place.samples_seen + wanted / 2) / total
             with watch.stage("transfer"):
                 rows = to_device(batch, labels, target_device, config.data.batch_size)
             if rows.broken and not place.broken:
@@ -192,12 +203,16 @@ def train(
                 record["decisions"] = decide_precision(model, rows, config.train.precision)
                 write_json(run / "run.json", record)
             bf16 = record["decisions"]["precision"] == "bf16"
+            if jest is not None:
+                with watch.stage("select"):
+                    place.scored += len(rows.index)
+                    rows = jest.choose(model, rows, wanted, step=place.step, bf16=bf16)
 
             with watch.stage("forward"):
                 result = forward(model, rows, bf16=bf16)
                 loss = result.loss.item()
             if not math.isfinite(loss):
-                _refuse_loss(loss, place.step, batch.index)
+                _refuse_loss(loss, place.step, rows.index)
             with watch.stage("backward"):
                 optimiser.zero_grad(set_to_none=True)
                 result.loss.backward()
@@ -206,7 +221,7 @@ def train(
                 update(model, optimiser, clip_norm=config.train.clip_norm, rate=rate)
 
             place.step += 1
-            place.samples_seen += len(batch.index)
+            place.samples_seen += wanted
             losses.append(loss)
             with watch.stage("metrics"):
                 if signals is not None:
@@ -215,9 +230,10 @@ def train(
             now = clock.seconds()
             step_seconds = (step_seconds + now - begin) / 2
             finished = place.samples_seen >= total if total is not None else now + step_seconds >= usable_seconds
+            used = place.samples_seen / total if total is not None else now / usable_seconds
             interrupted = stop.is_set() and not finished
             with watch.stage("logging"):
-                progress.advance(len(batch.index), note=f"loss {loss:.3f}")
+                progress.advance(wanted, note=f"loss {loss:.3f}")
                 if finished or place.step == 1 or now - logged_at >= _METRICS_SECONDS:
                     line = {
                         "step": place.step,
@@ -230,13 +246,19 @@ def train(
                         "samples_per_second": (place.samples_seen - logged_samples) / max(now - logged_at, 1e-9),
                         "broken": place.broken,
                     }
+                    if jest is not None:
+                        line["scored"] = place.scored
                     _write_line(metrics, line)
                     logged_at, logged_samples = now, place.samples_seen
+                due = math.floor(config.train.checkpoints * min(used, 1.0) + 0.5)
+                if due > place.kept:
+                    keep_weights(run, model, step=place.step, learning_rate=rate)
+                    place.kept = due
                 if interrupted or (not finished and now - saved_at >= config.train.checkpoint_seconds):
                     place.seconds, place.losses = now, list(losses)
                     save_checkpoint(run, _state(place, model, optimiser, loader, signals))
                     saved_at = clock.seconds()
-            watch.step(len(batch.index))
+            watch.step(wanted)
             if interrupted:
                 raise KeyboardInterrupt
             if finished:
@@ -256,6 +278,7 @@ def train(
             seconds=seconds,
             samples_per_second=place.samples_seen / seconds,
             loss=sum(losses) / len(losses),
+            scored=place.scored,
         )
         write_json(
             run / "run.json",
@@ -282,10 +305,15 @@ def _first_model(dataset: Dataset, config: Config, init_from: str | Path | None)
 
 
 def _asked(
-    dataset: Dataset, config: Config, budget: Budget, subset: Any, init_from: str | Path | None
+    dataset: Dataset,
+    config: Config,
+    budget: Budget,
+    subset: Any,
+    init_from: str | Path | None,
+    jest: JestSelector | None,
 ) -> dict[str, Any]:
     """All that decides the result, as JSON values."""
-    return {
+    return ({} if jest is None else {"jest_reference": jest.sha256}) | {
         "fingerprint": dataset.fingerprint,
         "config": config_to_table(config),
         "budget": {name: value for name, value in asdict(budget).items() if value is not None},
@@ -368,7 +396,7 @@ def _first_rows(batch: Batch, n: int) -> Batch:
     return replace(batch, **{name: value[:n] for name, value in vars(batch).items()})
 
 
-def _refuse_loss(loss: float, step: int, index: Tensor) -> None:
+def _refuse_loss(loss: float, step: int, index: np.ndarray) -> None:
     shown = ", ".join(map(str, index[:8].tolist())) + (", ..." if len(index) > 8 else "")
     raise CoreclipError(
         f"the loss is {loss} at step {step} (batch with the indices {shown}); a run needs finite losses; "
@@ -410,6 +438,8 @@ class _Place:
     step_in_pass: int = 0
     broken: int = 0
     skipped: int = 0  # batches without a step since the last one with one
+    scored: int = 0  # pairs that rows were selected among
+    kept: int = 0  # checkpoints of the budget's parts that have passed
     finished: bool = False
     seconds: float = 0.0
     losses: list[float] | tuple[float, ...] = ()

@@ -55,8 +55,9 @@ def test_a_data_set_that_is_not_there_is_named(name, tmp_path, capsys, at, monke
         "split": ["OUT"],
         "export_webdataset": ["OUT"],
         "subset": ["OUT"],
+        "explain": ["--index", "0"],
     }
-    front = {"evaluate": [at / "run"], "search": [at / "run"]}
+    front = {"evaluate": [at / "run"], "search": [at / "run"], "explain": [at / "run"]}
     after = {"search": ["a query"]}
     monkeypatch.chdir(tmp_path)
     arguments = [name.replace("_", "-"), *front.get(name, []), "nowhere", *extra.get(name, []), *after.get(name, [])]

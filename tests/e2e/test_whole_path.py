@@ -80,6 +80,14 @@ def test_signals_cover_every_pair_that_was_seen(flow, at):
     assert (signals["loss"][seen] >= 0).all()
 
 
+def test_a_run_explains_itself(at, flow):
+    shown = coreclip_json("explain", at / "proxy", at / "heldout", "--index", 0, "--train", at / "data", "--top", 3)
+    assert shown["trained_on_this_data"]
+    assert shown["index"] == [0]
+    assert 1 <= len(shown["helped"]) + len(shown["hurt"]) <= 6
+    assert all(pair["influence"] > 0 and pair["caption"] for pair in shown["helped"])
+
+
 def test_training_on_a_subset_sees_its_pairs_only(at):
     seen = np.isfinite(np.load(at / "run" / "signals" / "loss.npy")).any(axis=0)
     assert set(np.flatnonzero(seen)) <= set(Subset.load(at / "subset.parquet").indices.tolist())

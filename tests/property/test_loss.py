@@ -1,5 +1,8 @@
-"""A weight is a number of copies."""
+"""A weight is a number of copies; the signals are what the softmax says."""
 
+import numpy as np
+import scipy.special
+import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -56,3 +59,39 @@ def test_the_order_of_the_batch_does_not_matter(seed, b):
     shuffled = contrastive_loss(images[order], texts[order], scale, same=equal_pairs(tokens[order]))
     torch.testing.assert_close(straight.sample_loss[order], shuffled.sample_loss)
     torch.testing.assert_close(straight.margin[order], shuffled.margin, equal_nan=True)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10**6), b=st.integers(2, 10), scale=st.floats(-2, 4.6))
+def test_the_signals_are_the_softmaxes_of_both_directions(seed, b, scale):
+    images, texts, _ = batch(b, seed, 1)
+    signals = contrastive_loss(images, texts, torch.tensor(scale)).signals()
+    logits = np.exp(scale) * (images @ texts.T).numpy()
+    both = [scipy.special.softmax(part, axis=1) for part in (logits, logits.T)]
+    top = [np.sort(p, axis=1)[:, ::-1] for p in both]
+    expected = {
+        "confidence": [p[:, 0] for p in top],
+        "probability_margin": [p[:, 0] - p[:, 1] for p in top],
+        "entropy": [scipy.stats.entropy(p, axis=1) for p in both],
+        "el2n": [np.linalg.norm(p - np.eye(b), axis=1) for p in both],
+    }
+    for name, parts in expected.items():
+        np.testing.assert_allclose(signals[name], np.mean(parts, axis=0), atol=1e-5)
+    torch.testing.assert_close(signals["loss"], contrastive_loss(images, texts, torch.tensor(scale)).sample_loss)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    weights=st.lists(st.integers(0, 4), min_size=2, max_size=7).filter(any),
+    seed=st.integers(0, 10**6),
+    n_captions=st.integers(1, 7),
+)
+def test_copies_do_not_make_a_pair_uncertain(weights, seed, n_captions):
+    images, texts, tokens = batch(len(weights), seed, n_captions)
+    rows = torch.repeat_interleave(torch.arange(len(weights)), torch.tensor(weights))
+    scale = torch.tensor(2.0)
+    weighted = contrastive_loss(images, texts, scale, same=equal_pairs(tokens), weight=torch.tensor(weights)).signals()
+    copied = contrastive_loss(images[rows], texts[rows], scale, same=equal_pairs(tokens[rows])).signals()
+    for name in ("confidence", "entropy", "probability_margin", "margin"):
+        torch.testing.assert_close(weighted[name][rows], copied[name], atol=1e-5, rtol=1e-5, equal_nan=True)
+        assert weighted[name][torch.tensor(weights) == 0].isnan().all()

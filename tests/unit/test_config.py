@@ -53,6 +53,10 @@ def test_a_whole_number_may_stand_for_a_real_one():
         ("data.jitter=[0.4, 0.4, 0.4, 0.6]", ["data.jitter", "hue's 0.5 at most"]),
         ("model.image_tower=resnext", ["model.image_tower", "cnn, vit"]),
         ("model.heads=3", ["model.text_width", "multiple of model.heads = 3"]),
+        ("train.checkpoints=-1", ["train.checkpoints", "0 to 1000"]),
+        ("jest.keep=0", ["jest.keep", "a share of each batch"]),
+        ("jest.keep=0.5", ["jest.reference", "jest.keep = 0.5", "RUN or FEATURES"]),
+        ("jest.chunks=0", ["jest.chunks", "1 to 256"]),
         ("train.signals=1", ["train.signals", "bool"]),
         ("train.precision=fp8", ["train.precision", "auto, fp32, bf16"]),
     ],
@@ -67,6 +71,13 @@ def test_an_override_that_cannot_be_meant_is_refused(override, words):
 def test_a_patch_that_does_not_divide_the_image_is_refused():
     with pytest.raises(CoreclipError, match=r"model.patch_size = 7.*divisor of data.image_size = 64"):
         load_config(overrides=["model.image_tower=vit", "model.patch_size=7"])
+
+
+def test_a_share_that_asks_for_too_large_batches_is_refused():
+    with pytest.raises(CoreclipError, match=r"jest.keep = 1e-06.*they are 256,000,000"):
+        load_config(overrides=["jest.keep=1e-6", "jest.reference=run"])
+    assert load_config(overrides=["jest.keep=0.3", "jest.reference=run"]).super_batch_size == 853
+    assert load_config().super_batch_size == 256
 
 
 def test_a_missing_file_is_named(tmp_path):

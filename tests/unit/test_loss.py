@@ -99,3 +99,27 @@ def test_correct_and_margin_of_a_known_batch():
     result = contrastive_loss(images, texts, SCALE)
     assert not result.correct.any()
     torch.testing.assert_close(result.margin, torch.tensor([-0.2, -0.2]))
+
+
+def test_the_signals_of_a_batch_that_is_known():
+    # Two equal pairs of one caption and one of another, far apart: nothing is uncertain, and nothing is wrong.
+    corners = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    same = equal_pairs(torch.tensor([[5], [5], [6]]))
+    sure = contrastive_loss(corners, corners, torch.tensor(math.log(100.0)), same=same).signals()
+    for name, value in {"confidence": 1.0, "probability_margin": 1.0, "entropy": 0.0, "el2n": 0.0}.items():
+        torch.testing.assert_close(sure[name], torch.full((3,), value), atol=1e-5, rtol=0)
+    # Without the captions the two are each other's negatives.
+    torn = contrastive_loss(corners, corners, torch.tensor(math.log(100.0))).signals()
+    torch.testing.assert_close(torn["confidence"], torch.tensor([0.5, 0.5, 1.0]))
+    torch.testing.assert_close(torn["entropy"], torch.tensor([math.log(2), math.log(2), 0.0]))
+    torch.testing.assert_close(torn["el2n"], torch.tensor([0.5**0.5, 0.5**0.5, 0.0]))
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_the_signals_of_one_pair_and_of_none(left):
+    images, texts = features(3)
+    signals = contrastive_loss(images, texts, SCALE, weight=torch.tensor([float(left), 0.0, 0.0])).signals()
+    for name in ("confidence", "probability_margin", "entropy", "el2n"):
+        assert signals[name].isfinite().tolist() == [bool(left), False, False]
+    if left:
+        assert (signals["confidence"][0], signals["entropy"][0], signals["el2n"][0]) == (1, 0, 0)

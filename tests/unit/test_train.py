@@ -21,9 +21,12 @@ from coreclip.files import lock
 from coreclip.training import ClipModel, train
 from coreclip.training.model import build_model
 from coreclip.training.schedule import Budget, learning_rate
+from coreclip.training.signals import SignalRecorder
 from coreclip.training.steps import Rows, decide_precision
-from coreclip.training.store import load_checkpoint
+from coreclip.training.store import kept_weights, load_checkpoint, load_kept
 from tests.helpers import make_dataset
+
+FLOATS = ("loss", "margin", "confidence", "entropy", "probability_margin", "el2n")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -115,6 +118,23 @@ def test_signals_hold_each_pass(data, tmp_path):
     assert np.isin(correct[:2, 3:], (0, 1)).all()
     assert np.isfinite(loss[2]).sum() == 4  # half a pass of nine, from even halves
     assert np.array_equal(np.isfinite(margin), np.isfinite(loss))
+    rest = {name: np.load(tmp_path / "run" / "signals" / f"{name}.npy") for name in FLOATS[2:]}
+    for values in rest.values():
+        assert values.dtype == np.float32
+        assert np.array_equal(np.isfinite(values), np.isfinite(loss))
+    seen = np.isfinite(loss)
+    assert ((rest["confidence"][seen] > 0.2) & (rest["confidence"][seen] <= 1)).all()  # of five pairs at most
+    assert ((rest["entropy"][seen] > 0) & (rest["entropy"][seen] < np.log(5))).all()
+    assert (rest["el2n"][seen] < np.sqrt(2)).all()
+
+
+def test_signals_of_another_version_are_refused(tmp_path):
+    state = SignalRecorder(tmp_path, 3).state_dict()
+    del state["current"]["el2n"]
+    with pytest.raises(
+        CoreclipError, match=r"has the signals loss, .*this coreclip records .*el2n; finish the run with"
+    ):
+        SignalRecorder(tmp_path, 3).load_state_dict(state)
 
 
 def test_no_signals_where_none_are_asked_for(data, tmp_path):
@@ -132,10 +152,85 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(data, tmp_path, stop_after):
     assert report.samples_seen == 33
     a, b = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(a[name], b[name]) for name in a)
-    for name in ("loss", "margin", "correct"):
+    for name in (*FLOATS, "correct"):
         whole, parts = (np.load(tmp_path / run / "signals" / f"{name}.npy") for run in ("whole", "parts"))
         assert np.array_equal(whole, parts, equal_nan=name != "correct")
     assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (tmp_path / "parts" / "model.safetensors").read_bytes()  # fmt: skip
+
+
+def kept_steps(run):
+    return [one.step for one in kept_weights(run)]
+
+
+def test_weights_are_kept_from_the_middles_of_equal_parts(data, tmp_path):
+    train(data, tmp_path / "run", config=settings(checkpoints=4), samples=80)  # batches of 5, 5 and 2
+    seen = np.cumsum([5, 5, 2] * 7)
+    assert kept_steps(tmp_path / "run") == [int(np.argmax(seen >= at)) + 1 for at in (10, 30, 50, 70)]
+    assert (tmp_path / "run" / "checkpoints" / "00000002.safetensors").exists()
+    rates = [one.learning_rate for one in kept_weights(tmp_path / "run")]
+    fractions = [(seen[step - 1] - [5, 5, 2][(step - 1) % 3] / 2) / 80 for step in kept_steps(tmp_path / "run")]
+    expected = [
+        learning_rate(1e-3, 0.03, step=step - 1, fraction=fraction)
+        for step, fraction in zip(kept_steps(tmp_path / "run"), fractions, strict=True)
+    ]
+    assert rates == expected
+    models, _, _ = load_kept(tmp_path / "run", torch.device("cpu"))
+    first, last = (model.text_projection.weight for _, model in (models[0], models[-1]))
+    assert not torch.equal(first, last)
+
+
+def test_as_many_weights_as_steps_are_kept_at_most_and_none_where_none_are_asked_for(data, tmp_path):
+    train(data, tmp_path / "short", config=settings(checkpoints=50), samples=10)
+    assert kept_steps(tmp_path / "short") == [1, 2]
+    train(data, tmp_path / "none", config=settings(checkpoints=0), samples=10)
+    with pytest.raises(CoreclipError, match=r"has no checkpoints/\*.safetensors.*train.checkpoints=5"):
+        kept_weights(tmp_path / "none")
+
+
+@pytest.mark.parametrize("stop_after", [2, 4, 6])
+@pytest.mark.parametrize("seconds", [1e-6, 1e6])
+def test_a_run_that_goes_on_keeps_the_same_weights(data, tmp_path, stop_after, seconds):
+    config = settings(checkpoints=3, checkpoint_seconds=seconds)
+    train(data, tmp_path / "whole", config=config, samples=33)
+    with pytest.raises(Stop):
+        train(data, tmp_path / "parts", config=config, samples=33, watch=StopAfter(stop_after))
+    train(data, tmp_path / "parts", config=config, samples=33)
+    files = [sorted((tmp_path / run / "checkpoints").iterdir()) for run in ("whole", "parts")]
+    assert [path.name for path in files[0]] == [path.name for path in files[1]]
+    assert len(files[0]) == 3
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(*files, strict=True))
+
+
+def test_weights_of_steps_that_are_done_again_are_dropped(data, tmp_path):
+    """With time as the budget another step may be the one that is kept."""
+    with pytest.raises(Stop):
+        train(data, tmp_path / "run", config=settings(checkpoints=2), samples=60, watch=StopAfter(3))
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    (folder / "00000005.safetensors").write_bytes(b"of a step that is not in the checkpoint")
+    train(data, tmp_path / "run", config=settings(checkpoints=2), samples=60)
+    assert 5 not in kept_steps(tmp_path / "run")
+    assert len(kept_steps(tmp_path / "run")) == 2
+
+
+def test_a_time_budget_keeps_weights_evenly_in_time(data, tmp_path):
+    report = train(data, tmp_path / "run", config=settings(checkpoints=3, checkpoint_seconds=60.0), minutes=0.04)
+    steps = kept_steps(tmp_path / "run")
+    assert len(steps) == 3
+    assert steps == sorted(steps)
+    assert steps[-1] < report.steps
+
+
+def test_kept_weights_of_an_unfinished_run_and_damaged_ones_are_refused(data, tmp_path):
+    with pytest.raises(Stop):
+        train(data, tmp_path / "run", config=settings(checkpoints=3), samples=33, watch=StopAfter(5))
+    with pytest.raises(CoreclipError, match="is not finished; run its train command again"):
+        kept_weights(tmp_path / "run")
+    train(data, tmp_path / "run", config=settings(checkpoints=3), samples=33)
+    path = kept_weights(tmp_path / "run")[1].path
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CoreclipError, match="is damaged or no checkpoint of a run"):
+        kept_weights(tmp_path / "run")
 
 
 def test_steps_since_the_last_checkpoint_are_done_again(data, tmp_path):
