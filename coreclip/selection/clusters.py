@@ -8,6 +8,7 @@ from coreclip.errors import CoreclipError
 from coreclip.randomness import hash64, mix64
 
 _ITERATIONS = 20
+_FEW_ITERATIONS, _ROWS_PER_CLUSTER = 10, 64  # where clusters only say where to look
 _BLOCK = 1 << 16  # rows
 _STREAM_HASH = 103
 
@@ -66,6 +67,24 @@ def spherical_kmeans(x: np.ndarray, n_clusters: int, seed: int) -> tuple[np.ndar
     labels = np.empty(len(x), np.int64)
     labels[order] = kmeans.index.search(rows, 1)[1][:, 0]
     return labels, np.asarray(kmeans.centroids)
+
+
+def nearest_centroids(x: np.ndarray, n_clusters: int, nearest: int, seed: int) -> np.ndarray:
+    """Return the clusters whose centroids are nearest to each unit row, the nearest first, int32 (n, nearest).
+
+    The spherical k-means looks at some of the rows, 64 for each cluster at most.
+    """
+    import faiss
+
+    kmeans = faiss.Kmeans(
+        x.shape[1], n_clusters, niter=_FEW_ITERATIONS, spherical=True, seed=seed % 2**31, min_points_per_centroid=1,
+        max_points_per_centroid=_ROWS_PER_CLUSTER,
+    )  # fmt: skip
+    kmeans.train(x)
+    found = np.empty((len(x), nearest), np.int32)
+    for start in range(0, len(x), _BLOCK):
+        found[start : start + _BLOCK] = kmeans.index.search(x[start : start + _BLOCK], nearest)[1]
+    return found
 
 
 def groups(labels: np.ndarray) -> list[np.ndarray]:

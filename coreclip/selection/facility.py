@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 METRICS = ("cosine", "precomputed")
 DENSE_LIMIT = 20_000  # pairs; the bounds of their cosines take 0.8 GB
+_MOST_EXACT = 5e12  # multiplications for all similarities, each of which serves two pairs
 _FLOAT64_LIMIT = 10_000  # pairs; the cosines themselves, which the other optimizers look at, take 0.8 GB
 DEFAULT_NEIGHBORS = 64
 
@@ -29,6 +30,8 @@ def facility_location(
     metric: str = "cosine",
     modality: str = "image",
     neighbors: int | None = None,
+    lists: int | None = None,
+    probes: int | None = None,
     optimizer: str = "lazy",
     epsilon: float = 0.1,
     weights: np.ndarray | None = None,
@@ -49,6 +52,9 @@ def facility_location(
     neighbors : int or None
         Similarities kept per pair, its own included; the others count as 0. None keeps all up to 20,000 pairs (10,000 where
         the optimizer is not ``lazy``), 64 above.
+    lists, probes : int or None
+        Look for neighbours among the pairs of the ``probes`` nearest of ``lists`` clusters only. None and None look at all pairs
+        while that takes 5e12 multiplications at most (140,000 pairs of 512 dimensions), else into 8 of 2 sqrt(n) clusters.
     optimizer : {"lazy", "naive", "stochastic", "threshold"}
         The first two choose the same pairs; see :func:`coreclip.selection.greedy.maximise_function`.
     epsilon : float
@@ -56,7 +62,7 @@ def facility_location(
     weights : float (n,) or None
         How much each represented pair counts, >= 0; None for 1.
     seed : int
-        Of ``stochastic``.
+        Of ``stochastic`` and the clusters.
 
     Returns
     -------
@@ -88,6 +94,7 @@ def facility_location(
         n, fingerprint = features.n, features.fingerprint
     check_k(k, n)
     row_weights = _check_weights(weights, n)
+    search: dict[str, Any] = {}
     settings: dict[str, Any] = {"optimizer": optimizer, "epsilon": epsilon, "seed": seed}
     if metric == "precomputed":
         found = maximise(precomputed, row_weights, k, **settings)
@@ -97,8 +104,12 @@ def facility_location(
             neighbors = DEFAULT_NEIGHBORS
         elif neighbors is not None and neighbors >= n and n <= dense_limit:
             neighbors = None
-        found = _maximise_cosines(as_features(features).vectors(modality), neighbors, row_weights, k, settings)
-    parameters = {"metric": metric, "modality": modality, "neighbors": neighbors, "optimizer": optimizer}
+        x = as_features(features).vectors(modality)
+        if neighbors is not None:
+            lists, probes = _search_of(n, x.shape[1], lists, probes)
+            search = {"lists": lists, "probes": probes}
+        found = _maximise_cosines(x, neighbors, lists, probes, row_weights, k, settings)
+    parameters = {"metric": metric, "modality": modality, "neighbors": neighbors, "optimizer": optimizer, **search}
     return Subset(
         indices=found.picks,
         weights=np.ones(k),
@@ -114,12 +125,31 @@ def facility_location(
     )
 
 
+def _search_of(n: int, d: int, lists: int | None, probes: int | None) -> tuple[int | None, int | None]:
+    """Return in how many lists neighbours are looked for, and how many of them are looked into; None and None for all pairs."""
+    from coreclip.selection.neighbors import DEFAULT_PROBES, default_lists
+
+    if lists is None and probes is None and n * n * d <= 2 * _MOST_EXACT:
+        return None, None
+    return default_lists(n) if lists is None else lists, DEFAULT_PROBES if probes is None else probes
+
+
 def _maximise_cosines(
-    x: np.ndarray, neighbors: int | None, weights: np.ndarray, k: int, settings: dict[str, Any]
+    x: np.ndarray,
+    neighbors: int | None,
+    lists: int | None,
+    probes: int | None,
+    weights: np.ndarray,
+    k: int,
+    settings: dict[str, Any],
 ) -> "Greedy":
     from coreclip.selection.dense import exact_cosines, maximise_cosines
     from coreclip.selection.greedy import maximise
+    from coreclip.selection.neighbors import columns_of_graph, inverted_graph
 
+    if neighbors is not None and probes is not None:
+        graph = inverted_graph(x, neighbors, lists=lists, probes=probes, seed=settings["seed"])
+        return maximise(columns_of_graph(*graph), weights, k, **settings)
     if neighbors is not None:
         return maximise(similarity_of(x, neighbors), weights, k, **settings)
     if settings["optimizer"] == "lazy":

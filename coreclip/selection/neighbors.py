@@ -1,21 +1,30 @@
-"""Similarities between all pairs of rows, dense or as an exact top-t graph, by blocked matrix products.
+"""Similarities between rows, all of them or each row's t largest, exactly or among the rows of near clusters.
 
-Only blocks on and above the diagonal are multiplied: each serves its rows and, transposed, its columns. That halves the work,
-makes s_ij = s_ji to the last bit, and gives dense and sparse the same values. Memory is one block plus the result.
-Left out: approximate search; the cost is n^2 d / 2 multiplications.
+By blocked matrix products. Exactly, only blocks on and above the diagonal are multiplied: each serves its rows and, transposed,
+its columns. That halves the work, makes s_ij = s_ji to the last bit, and gives dense and sparse the same values, for n^2 d / 2
+multiplications. Memory is a block for each thread plus the result.
 """
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numba import njit
+from threadpoolctl import threadpool_limits
 
+from coreclip.errors import CoreclipError
 from coreclip.progress import Progress
+from coreclip.selection.clusters import nearest_centroids
 from coreclip.selection.functions import Columns
-from coreclip.selection.threads import in_threads
+from coreclip.selection.nearest import Heaps, empty_heaps, offer_columns, offer_rows, sort_heaps
+from coreclip.selection.threads import n_threads
 
-_BLOCK = 2048  # rows; a block of float32 is 16 MiB
+DEFAULT_PROBES = 8
+
+_BLOCK = 1024  # rows; a block of float32 is 4 MiB
+_ALL = slice(None)
 
 Measure = Callable[[np.ndarray, slice, slice], np.ndarray]
 """Turns the inner products of some rows with some others into similarities >= 0 (in place where it can)."""
@@ -90,23 +99,114 @@ def neighbor_graph(
     values : float32 (n, t)
     """
     n = len(x)
-    others = min(t - include_self, n - 1)
-    values = np.full((n, others), -1.0, np.float32)
-    indices = np.full((n, others), -1, np.int32)
-    with Progress(n * (n + 1) // 2, "neighbours", "comparisons") as progress:
-        for rows, columns, block in _blocks(x, measure):
-            if rows == columns:
-                np.fill_diagonal(block, -1.0)
-            _offer_all(block, columns.start, values[rows], indices[rows])
-            if rows != columns:
-                _offer_all(np.ascontiguousarray(block.T), rows.start, values[columns], indices[columns])
-            progress.advance(block.size if rows != columns else len(block) * (len(block) + 1) // 2)
-    order = np.lexsort((indices, -values), axis=1)
-    values, indices = np.take_along_axis(values, order, 1), np.take_along_axis(indices, order, 1)
-    if include_self:
-        indices = np.column_stack([np.arange(n, dtype=np.int32), indices])
-        values = np.column_stack([np.full(n, self_similarity, np.float32), values])
-    return indices, values
+    first = int(include_self)
+    heaps = empty_heaps(n, min(t, n - 1 + first), first)
+    names = np.arange(n, dtype=np.int32)
+    spans = [slice(start, min(start + _BLOCK, n)) for start in range(0, n, _BLOCK)]
+    locks = {span.start: threading.Lock() for span in spans}
+
+    def compare(block: tuple[slice, slice]) -> int:
+        rows, columns = block
+        similarities = np.ascontiguousarray(measure(x[rows] @ x[columns].T, rows, columns), np.float32)
+        with locks[rows.start]:
+            offer_rows(similarities, names[rows], names[columns], heaps)
+        if rows != columns:
+            with locks[columns.start]:
+                offer_columns(similarities, names[rows], names[columns], heaps)
+        return similarities.size
+
+    blocks = [(rows, columns) for number, rows in enumerate(spans) for columns in spans[number:]]
+    # Each thread multiplies by itself: a library's own threads would spin beside ours between two products.
+    with (
+        Progress(n * (n + _BLOCK) // 2, "neighbours", "comparisons") as progress,
+        threadpool_limits(1),
+        ThreadPoolExecutor(n_threads()) as pool,
+    ):
+        for size in pool.map(compare, blocks):
+            progress.advance(size)
+    return _graph_of(heaps, self_similarity)
+
+
+def default_lists(n: int) -> int:
+    """Return into how many lists n rows are sorted: 2 sqrt(n)."""
+    return min(n, max(1, round(2 * n**0.5)))
+
+
+def inverted_graph(
+    x: np.ndarray, t: int, *, lists: int | None = None, probes: int = DEFAULT_PROBES, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return nearly the t rows of highest cosine of each row: the exact ones among those in the nearest lists.
+
+    The rows are sorted into k-means clusters, the lists; each row is compared with the members of the lists whose centroids are
+    nearest to it (Jegou et al. 2011; faiss calls it IVF). Rows of one list look into much the same lists, so that a matrix
+    product serves many of them at a time.
+
+    Parameters
+    ----------
+    x : float32 (n, d)
+        Unit rows.
+    t : int
+        At least 1; cut to what there is.
+    lists : int or None
+        1 to n; None for 2 sqrt(n).
+    probes : int
+        Lists that each row looks into, its own included.
+    seed : int
+        Of the k-means.
+
+    Returns
+    -------
+    indices : int32 (n, t)
+        The row itself first, then the most similar; -1 where the lists held fewer.
+    values : float32 (n, t)
+        0 there.
+
+    Raises
+    ------
+    CoreclipError
+        For a number of lists or probes that is out of range.
+    """
+    n = len(x)
+    lists = default_lists(n) if lists is None else lists
+    if not 1 <= lists <= n:
+        raise CoreclipError(f"lists = {lists} is not allowed: 1 to the {n} pairs")
+    if probes < 1:
+        raise CoreclipError(f"probes = {probes} is not allowed: at least 1, a pair's own list")
+    nearest = nearest_centroids(x, lists, min(probes, lists), seed)
+    members = np.argsort(nearest[:, 0], kind="stable").astype(np.int32)
+    edges = np.searchsorted(nearest[members, 0], np.arange(lists + 1))
+    heaps = empty_heaps(n, min(t, n), 1)
+
+    def compare(own: int) -> int:
+        mine = members[edges[own] : edges[own + 1]]
+        asked = nearest[mine]
+        n_compared = 0
+        for other in np.unique(asked):
+            rows = mine[(asked == other).any(axis=1)]
+            columns = members[edges[other] : edges[other + 1]]
+            for start in range(0, len(columns), _BLOCK):
+                some = columns[start : start + _BLOCK]
+                products = x[rows] @ x[some].T
+                offer_rows(cosine(products, _ALL, _ALL), rows, some, heaps)
+                n_compared += products.size
+        return n_compared
+
+    with (
+        Progress(lists, "neighbours", "lists") as progress,
+        threadpool_limits(1),
+        ThreadPoolExecutor(n_threads()) as pool,
+    ):
+        for _ in pool.map(compare, range(lists)):
+            progress.advance(1)
+    return _graph_of(heaps, 1.0)
+
+
+def _graph_of(heaps: Heaps, self_similarity: float) -> tuple[np.ndarray, np.ndarray]:
+    sort_heaps(heaps)
+    if heaps.first:
+        heaps.names[:, 0], heaps.values[:, 0] = np.arange(len(heaps.names)), self_similarity
+    np.maximum(heaps.values, 0, out=heaps.values)  # of places that nothing was offered for
+    return heaps.names, heaps.values
 
 
 def columns_of_graph(indices: np.ndarray, values: np.ndarray) -> Columns:
@@ -115,6 +215,7 @@ def columns_of_graph(indices: np.ndarray, values: np.ndarray) -> Columns:
     Parameters
     ----------
     indices : int32 (n, t)
+        -1 where there is none.
     values : float32 (n, t)
 
     Returns
@@ -123,8 +224,9 @@ def columns_of_graph(indices: np.ndarray, values: np.ndarray) -> Columns:
     """
     n = len(indices)
     indptr = np.zeros(n + 1, np.int64)
-    np.cumsum(np.bincount(indices.ravel(), minlength=n), out=indptr[1:])
-    rows, column_values = np.empty(indices.size, np.int32), np.empty(indices.size, np.float32)
+    _count(indices, indptr[1:])
+    np.cumsum(indptr, out=indptr)
+    rows, column_values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
     _transpose(indices, values, indptr[:-1].copy(), rows, column_values)
     return Columns(indptr, rows, column_values)
 
@@ -139,48 +241,20 @@ def _blocks(x: np.ndarray, measure: Measure) -> Iterator[tuple[slice, slice, np.
             yield rows, columns, np.ascontiguousarray(block, dtype=np.float32)
 
 
-def _offer_all(block: np.ndarray, first_column: int, values: np.ndarray, indices: np.ndarray) -> None:
-    if values.shape[1]:
-        in_threads(
-            lambda start, stop: _offer(block[start:stop], first_column, values[start:stop], indices[start:stop]),
-            len(block),
-        )
-
-
-@njit(cache=True, nogil=True)
-def _offer(block: np.ndarray, first_column: int, values: np.ndarray, indices: np.ndarray) -> None:
-    """Keep each row's best so far in a heap whose top is the worst: the least value, the highest index among equals.
-
-    A row is offered its columns in ascending order, so a newcomer with the top's value never displaces it.
-    """
-    t = values.shape[1]
-    for r in range(block.shape[0]):
-        heap, names = values[r], indices[r]
-        for c in range(block.shape[1]):
-            value = block[r, c]
-            if value <= heap[0]:
-                continue
-            name = first_column + c
-            at = 0
-            while 2 * at + 1 < t:
-                child = 2 * at + 1
-                if child + 1 < t and (
-                    heap[child + 1] < heap[child]
-                    or (heap[child + 1] == heap[child] and names[child + 1] > names[child])
-                ):
-                    child += 1
-                if value < heap[child] or (value == heap[child] and name > names[child]):
-                    break
-                heap[at], names[at] = heap[child], names[child]
-                at = child
-            heap[at], names[at] = value, name
-
-
 @njit(cache=True, nogil=True)
 def _transpose(indices: np.ndarray, values: np.ndarray, at: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
     for i in range(indices.shape[0]):
         for e in range(indices.shape[1]):
             j = indices[i, e]
-            rows[at[j]] = i
-            out[at[j]] = values[i, e]
-            at[j] += 1
+            if j >= 0:
+                rows[at[j]] = i
+                out[at[j]] = values[i, e]
+                at[j] += 1
+
+
+@njit(cache=True, nogil=True)
+def _count(indices: np.ndarray, counts: np.ndarray) -> None:
+    for i in range(indices.shape[0]):
+        for e in range(indices.shape[1]):
+            if indices[i, e] >= 0:
+                counts[indices[i, e]] += 1

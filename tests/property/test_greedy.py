@@ -20,7 +20,7 @@ from coreclip.selection.functions import (
     saturated_coverage,
 )
 from coreclip.selection.greedy import add_all, candidate_gains, maximise, maximise_function, upper_bound
-from coreclip.selection.neighbors import columns_of_graph, dense_similarity
+from coreclip.selection.neighbors import columns_of_graph, dense_similarity, inverted_graph
 
 SETTINGS = settings(deadline=None, max_examples=40)
 
@@ -274,3 +274,64 @@ def test_what_only_monotone_functions_allow_is_refused():
     cut = random_function("redundancy", np.random.default_rng(0), 5)
     with pytest.raises(CoreclipError, match="no pick can lower"):
         maximise_function(cut, 2, optimizer="threshold")
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 300), st.integers(1, 20))
+@SETTINGS
+def test_looking_into_all_lists_finds_the_exact_neighbours(seed, n, t):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 6)).astype(np.float32)
+    x[rng.random(n) < 0.2] = x[0]
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    lists = int(rng.integers(1, min(n, 12) + 1))
+    indices, values = inverted_graph(x, t, lists=lists, probes=lists)
+    exact_indices, exact_values = neighbor_graph(x, t)
+    # A product's last bit depends on the block that it is computed in, and decides between equals.
+    np.testing.assert_allclose(values, exact_values, atol=1e-6)
+    same = np.isclose(np.diff(exact_values, axis=1), 0, atol=1e-6)
+    unlike = ~(np.pad(same, ((0, 0), (1, 0))) | np.pad(same, ((0, 0), (0, 1))))
+    unlike[:, -1] = False  # which of equals comes last is not seen here
+    np.testing.assert_array_equal(indices[unlike], exact_indices[unlike])
+
+
+def test_few_lists_find_a_part_of_the_neighbours_and_nothing_else():
+    x = clustered(600)
+    indices, values = inverted_graph(x, 16, lists=40, probes=1)
+    cosines = exact_cosines(x)
+    found = indices >= 0
+    np.testing.assert_array_equal(indices[:, 0], np.arange(600))
+    assert 0 < (~found).sum() < indices.size  # a list with fewer than 16
+    assert (values[~found] == 0).all()
+    rows = np.broadcast_to(np.arange(600)[:, None], indices.shape)
+    np.testing.assert_allclose(values[found], cosines[rows[found], indices[found]], atol=1e-6)
+    for row, present in zip(indices, found, strict=True):
+        assert len(set(row[present])) == present.sum()
+    columns = columns_of_graph(indices, values)
+    assert columns.indptr[-1] == found.sum()
+    assert columns.rows.min() >= 0
+
+
+def test_the_index_costs_little_of_the_objective_on_clustered_points():
+    x = clustered(3000)
+    exact = facility_location(x, 300)
+    by_index = facility_location(x, 300, neighbors=64, probes=8)
+    assert by_index.parameters["lists"] == 110
+    assert facility_location(x, 300, neighbors=64).parameters["probes"] is None
+    assert value(exact_cosines(x), np.ones(3000), by_index.indices) >= 0.98 * exact.objective
+
+
+def test_lists_and_probes_out_of_range_are_refused():
+    x = clustered(50)
+    for arguments, message in (
+        ({"lists": 51}, "lists = 51"),
+        ({"lists": 0}, "lists = 0"),
+        ({"probes": 0}, "probes = 0"),
+    ):
+        with pytest.raises(CoreclipError, match=message):
+            inverted_graph(x, 5, **arguments)
+
+
+def clustered(n, d=16):
+    rng = np.random.default_rng(7)
+    x = rng.normal(size=(n // 30, d))[rng.integers(0, n // 30, n)] + 0.5 * rng.normal(size=(n, d))
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
