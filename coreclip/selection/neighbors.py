@@ -138,8 +138,7 @@ def inverted_graph(
     """Return nearly the t rows of highest cosine of each row: the exact ones among those in the nearest lists.
 
     The rows are sorted into k-means clusters, the lists; each row is compared with the members of the lists whose centroids are
-    nearest to it (Jegou et al. 2011; faiss calls it IVF). Rows of one list look into much the same lists, so that a matrix
-    product serves many of them at a time.
+    nearest to it (Jegou et al. 2011; faiss calls it IVF), all rows that look into a list at a time, by matrix products.
 
     Parameters
     ----------
@@ -174,29 +173,28 @@ def inverted_graph(
         raise CoreclipError(f"probes = {probes} is not allowed: at least 1, a pair's own list")
     nearest = nearest_centroids(x, lists, min(probes, lists), seed)
     members = np.argsort(nearest[:, 0], kind="stable").astype(np.int32)
+    by_list = x[members]  # so that a list's rows lie together
     edges = np.searchsorted(nearest[members, 0], np.arange(lists + 1))
+    askers = (np.argsort(nearest, axis=None, kind="stable") // nearest.shape[1]).astype(np.int32)
+    asker_edges = np.concatenate([[0], np.cumsum(np.bincount(nearest.ravel(), minlength=lists))])
     heaps = empty_heaps(n, min(t, n), 1)
 
-    def compare(own: int) -> int:
-        mine = members[edges[own] : edges[own + 1]]
-        asked = nearest[mine]
-        n_compared = 0
-        for other in np.unique(asked):
-            rows = mine[(asked == other).any(axis=1)]
-            columns = members[edges[other] : edges[other + 1]]
-            for start in range(0, len(columns), _BLOCK):
-                some = columns[start : start + _BLOCK]
-                products = x[rows] @ x[some].T
-                offer_rows(cosine(products, _ALL, _ALL), rows, some, heaps)
-                n_compared += products.size
-        return n_compared
+    def compare(rows: np.ndarray, columns: slice) -> None:
+        products = x[rows] @ by_list[columns].T
+        offer_rows(cosine(products, _ALL, _ALL), rows, members[columns], heaps)
 
     with (
         Progress(lists, "neighbours", "lists") as progress,
         threadpool_limits(1),
         ThreadPoolExecutor(n_threads()) as pool,
     ):
-        for _ in pool.map(compare, range(lists)):
+        for number in range(lists):
+            rows = askers[asker_edges[number] : asker_edges[number + 1]]
+            pieces = np.array_split(rows, max(n_threads(), -(-len(rows) // _BLOCK)))
+            for start in range(edges[number], edges[number + 1], _BLOCK):
+                columns = slice(start, min(start + _BLOCK, edges[number + 1]))
+                # The pieces are of different rows, so of different heaps.
+                list(pool.map(compare, pieces, itertools.repeat(columns)))
             progress.advance(1)
     return _graph_of(heaps, 1.0)
 
