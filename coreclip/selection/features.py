@@ -24,6 +24,7 @@ MODALITIES = ("image", "text", "both")
 KEY_KINDS = ("uid", "key")
 
 _BLOCK = 1 << 16  # rows
+_FLOAT32_TOLERANCE = 1e-6
 _UNIT_TOLERANCE = 1e-2  # float16 rows miss unit length by up to 1e-3
 
 
@@ -187,7 +188,10 @@ class Features:
                 f"these features hold no {modality} embeddings; name the other modality or embed the pairs"
             )
         vectors = np.array(rows, dtype=np.float32)
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        norms = np.linalg.norm(vectors, axis=1)
+        # What is of unit length but for float32's rounding stays as it was given, to the last bit.
+        rounded = np.abs(norms - 1) > _FLOAT32_TOLERANCE
+        vectors[rounded] /= norms[rounded, None]
         return vectors
 
     def take(self, indices: np.ndarray) -> Self:
