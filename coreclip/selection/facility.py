@@ -32,6 +32,7 @@ def facility_location(
     neighbors: int | None = None,
     lists: int | None = None,
     probes: int | None = None,
+    device: str = "cpu",
     optimizer: str = "lazy",
     epsilon: float = 0.1,
     weights: np.ndarray | None = None,
@@ -55,6 +56,8 @@ def facility_location(
     lists, probes : int or None
         Look for neighbours among the pairs of the ``probes`` nearest of ``lists`` clusters only. None and None look at all pairs
         while that takes 5e12 multiplications at most (140,000 pairs of 512 dimensions), else into 8 of 2 sqrt(n) clusters.
+    device : str
+        ``"cuda"`` compares all pairs on a GPU, by torch, where a graph is used (without ``lists`` and ``probes``).
     optimizer : {"lazy", "naive", "stochastic", "threshold"}
         The first two choose the same pairs; see :func:`coreclip.selection.greedy.maximise_function`.
     epsilon : float
@@ -105,10 +108,14 @@ def facility_location(
         elif neighbors is not None and neighbors >= n and n <= dense_limit:
             neighbors = None
         x = as_features(features).vectors(modality)
-        if neighbors is not None:
+        if device != "cpu" and (lists is not None or probes is not None):
+            raise CoreclipError(f"device = {device!r} compares all pairs; leave lists and probes out")
+        if device != "cpu":
+            neighbors = neighbors or DEFAULT_NEIGHBORS
+        elif neighbors is not None:
             lists, probes = _search_of(n, x.shape[1], lists, probes)
-            search = {"lists": lists, "probes": probes}
-        found = _maximise_cosines(x, neighbors, lists, probes, row_weights, k, settings)
+        search = {"lists": lists, "probes": probes, "device": device} if neighbors is not None else {}
+        found = _maximise_cosines(x, neighbors, search, row_weights, k, settings)
     parameters = {"metric": metric, "modality": modality, "neighbors": neighbors, "optimizer": optimizer, **search}
     return Subset(
         indices=found.picks,
@@ -137,18 +144,21 @@ def _search_of(n: int, d: int, lists: int | None, probes: int | None) -> tuple[i
 def _maximise_cosines(
     x: np.ndarray,
     neighbors: int | None,
-    lists: int | None,
-    probes: int | None,
+    search: dict[str, Any],
     weights: np.ndarray,
     k: int,
     settings: dict[str, Any],
 ) -> "Greedy":
+    from coreclip.selection.accelerated import device_graph
     from coreclip.selection.dense import exact_cosines, maximise_cosines
     from coreclip.selection.greedy import maximise
     from coreclip.selection.neighbors import columns_of_graph, inverted_graph
 
-    if neighbors is not None and probes is not None:
-        graph = inverted_graph(x, neighbors, lists=lists, probes=probes, seed=settings["seed"])
+    if neighbors is not None and search["device"] != "cpu":
+        graph = device_graph(x, neighbors, search["device"])
+        return maximise(columns_of_graph(*graph), weights, k, **settings)
+    if neighbors is not None and search["probes"] is not None:
+        graph = inverted_graph(x, neighbors, lists=search["lists"], probes=search["probes"], seed=settings["seed"])
         return maximise(columns_of_graph(*graph), weights, k, **settings)
     if neighbors is not None:
         return maximise(similarity_of(x, neighbors), weights, k, **settings)

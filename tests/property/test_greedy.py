@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from coreclip.errors import CoreclipError
 from coreclip.selection import Features, facility_location, neighbor_graph
+from coreclip.selection.accelerated import device_graph
 from coreclip.selection.dense import exact_cosines, maximise_cosines, rounded_cosines
 from coreclip.selection.functions import (
     CONCAVE,
@@ -335,3 +336,24 @@ def clustered(n, d=16):
     rng = np.random.default_rng(7)
     x = rng.normal(size=(n // 30, d))[rng.integers(0, n // 30, n)] + 0.5 * rng.normal(size=(n, d))
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 120), st.integers(1, 30))
+@SETTINGS
+def test_torch_finds_the_neighbours_that_the_processor_finds(seed, n, t):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 8)).astype(np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    indices, values = device_graph(x, t, "cpu")
+    exact_indices, exact_values = neighbor_graph(x, t)
+    assert indices.shape == exact_indices.shape
+    np.testing.assert_allclose(values, exact_values, atol=1e-6)
+    positive = exact_values > 1e-6  # zeros are equal, and only some of them have a place
+    np.testing.assert_array_equal(indices[positive], exact_indices[positive])
+
+
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(CoreclipError, match=r"device = 'xpu:7' can't be used .*leave it out"):
+        facility_location(clustered(60), 5, device="xpu:7")
+    with pytest.raises(CoreclipError, match="leave lists and probes out"):
+        facility_location(clustered(60), 5, device="cuda", probes=3)
