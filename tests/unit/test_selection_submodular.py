@@ -21,6 +21,7 @@ from coreclip.selection import (
 from coreclip.selection import functions as f
 from coreclip.selection.dense import exact_cosines
 from coreclip.selection.greedy import add_all, candidate_gains, maximise_function
+from coreclip.selection.submodular import _cosines
 
 METHODS = (feature_based, max_coverage, graph_cut, saturated_coverage, sum_redundancy, mixture)
 
@@ -233,6 +234,16 @@ def test_blocks_of_rows_do_not_change_the_choice(monkeypatch):
     whole = feature_based(features, 9)
     monkeypatch.setattr("coreclip.selection.submodular._BLOCK", 7)
     np.testing.assert_array_equal(feature_based(features, 9).gains, whole.gains)
+
+
+def test_a_pair_is_as_like_itself_as_its_copies_are():
+    x = np.random.default_rng(0).normal(size=(30, 7))
+    x[11:14] = x[4]
+    similarity = _cosines(Features.from_arrays(x), "image", "test")
+    assert (np.diagonal(similarity) == 1).all()
+    for copy in (11, 12, 13):
+        np.testing.assert_array_equal(similarity[copy], similarity[4])
+    assert (similarity == 1).sum() == 30 + 4 * 3
 
 
 def test_gains_stay_exact_when_much_has_been_picked():
