@@ -102,7 +102,7 @@ class SparseFacility(NamedTuple):
 class FeatureBased(NamedTuple):
     """sum_d weights_d phi(sum_{j in S} x_jd), with phi of :data:`CONCAVE`; ``min`` makes it maximum coverage."""
 
-    x: np.ndarray  # float64 (m, d), non-negative
+    x: np.ndarray  # float32 or float64 (m, d), non-negative
     weights: np.ndarray  # float64 (d,)
     phi: int  # its place in CONCAVE
     threshold: float
@@ -250,12 +250,14 @@ def feature_based(
     """Return sum_d weights_d phi(sum_j x_jd) of non-negative x (m, d); see :data:`CONCAVE` for phi."""
     if phi not in CONCAVE:
         raise CoreclipError(f"unknown concave function {phi!r}; known: {', '.join(CONCAVE)}")
-    x = np.ascontiguousarray(x, np.float64)
+    x = np.ascontiguousarray(x, np.float32 if getattr(x, "dtype", None) == np.float32 else np.float64)
     if x.ndim != 2 or not np.isfinite(x).all() or x.min(initial=0) < 0:
         raise CoreclipError("feature-based functions need finite features, none negative; split signs or shift them")
     if not threshold > 0:
         raise CoreclipError(f"threshold = {threshold} is not allowed: above 0")
     weights = np.ones(x.shape[1]) if weights is None else np.ascontiguousarray(weights, np.float64)
+    if weights.shape != x.shape[1:] or not np.isfinite(weights).all() or weights.min(initial=0) < 0:
+        raise CoreclipError(f"weights must be {x.shape[1]} finite numbers, none negative; got shape {weights.shape}")
     return FeatureBased(x, weights, CONCAVE.index(phi), threshold, np.zeros(x.shape[1]))
 
 
@@ -270,7 +272,7 @@ def saturated_coverage(similarity: np.ndarray, alpha: float) -> SaturatedCoverag
 
 def graph_cut(similarity: np.ndarray, trade_off: float) -> GraphCut:
     """Return trade_off * sum_{i in V, j in S} s_ij - sum_{i, j in S} s_ij of symmetric similarities (n, n)."""
-    if not trade_off >= 0:
+    if not 0 <= trade_off < np.inf:
         raise CoreclipError(f"trade_off = {trade_off} is not allowed: at least 0, and 2 for a function that only grows")
     similarity = np.ascontiguousarray(similarity)
     n = len(similarity)
@@ -281,9 +283,9 @@ def graph_cut(similarity: np.ndarray, trade_off: float) -> GraphCut:
 def mixture(parts: Sequence[tuple[float, Any]]) -> Any:
     """Return sum_m w_m f_m / f_m(V) of (weight, function) pairs over the same candidates, V being all of them.
 
-    Each function may look at data of its own. The one that is nothing on all candidates is left as it is.
+    Each function may look at data of its own. One that is not above 0 on all candidates is not divided.
     """
-    if not parts or any(not weight > 0 for weight, _ in parts) or len({function.m for _, function in parts}) > 1:
+    if not parts or any(not 0 < weight < np.inf for weight, _ in parts) or len({f.m for _, f in parts}) > 1:
         raise CoreclipError("a mixture needs one function or more over the same candidates, each with a weight above 0")
     scaled = [(weight / _value_of_all(function), function) for weight, function in parts]
     scale, mixed = scaled[0]
@@ -398,13 +400,13 @@ def _gain_of_features(function: Any, j: Any) -> float:
         if x[c] > 0.0:
             before, after = total[c], total[c] + x[c]
             if function.phi == 0:
-                gained += weights[c] * (np.sqrt(after) - np.sqrt(before))
+                gained += weights[c] * (x[c] / (np.sqrt(after) + np.sqrt(before)))  # their difference would cancel
             elif function.phi == 1:
                 gained += weights[c] * np.log1p(x[c] / (1.0 + before))
             elif function.phi == 2:
                 gained += weights[c] * (x[c] / ((1.0 + before) * (1.0 + after)))
             else:
-                gained += weights[c] * (min(after, function.threshold) - min(before, function.threshold))
+                gained += weights[c] * min(np.float64(x[c]), max(function.threshold - before, 0.0))
     return gained
 
 

@@ -29,6 +29,14 @@ from coreclip.selection.robust import crust
 from coreclip.selection.scores import clipscore, random_subset
 from coreclip.selection.sensitivity import lightweight_sample, sensitivity_sample
 from coreclip.selection.strata import ccs, classes, stratified
+from coreclip.selection.submodular import (
+    feature_based,
+    graph_cut,
+    max_coverage,
+    mixture,
+    saturated_coverage,
+    sum_redundancy,
+)
 from coreclip.selection.subset import Subset
 from coreclip.selection.targets import normsim_2, normsim_inf
 from coreclip.selection.uncertainty import entropy, least_confidence, margin
@@ -200,6 +208,22 @@ METHODS: dict[str, Method] = {
         "every pair has a similar one among the chosen (submodular, with an upper bound)",
         Tier.CERTIFIED,
         hidden=("metric",),  # a precomputed matrix can't be given in an expression
+    ),
+    "feature-based": Method(
+        feature_based, "much of every direction of the embedding (submodular, with an upper bound)", Tier.REFERENCE
+    ),
+    "max-coverage": Method(
+        max_coverage, "enough of every direction of the embedding (submodular, with an upper bound)", Tier.REFERENCE
+    ),
+    "graph-cut": Method(
+        graph_cut, "pairs like many others and unlike each other (submodular), up to 10,000", Tier.REFERENCE
+    ),
+    "saturated-coverage": Method(
+        saturated_coverage, "every pair is covered up to a share (submodular), up to 10,000 pairs", Tier.REFERENCE
+    ),
+    "sum-redundancy": Method(sum_redundancy, "pairs least like each other, up to 10,000", Tier.REFERENCE),
+    "mixture": Method(
+        mixture, "several of the submodular functions at once, with weights, up to 10,000 pairs", Tier.REFERENCE
     ),
     "clipscore": Method(clipscore, "pairs whose image and text agree best", Tier.REFERENCE),
     "craig": Method(craig, "weighted pairs whose gradients add up to those of all", Tier.CERTIFIED),

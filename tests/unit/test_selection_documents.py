@@ -1,5 +1,6 @@
 """What docs/selection.md shows is what the code does."""
 
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -9,7 +10,7 @@ import pandas as pd
 import pytest
 
 from coreclip.cli import run_command
-from coreclip.selection import Features
+from coreclip.selection import METHODS, Features
 from tests.helpers import make_dataset
 
 PAGE = (Path(__file__).parents[2] / "docs" / "selection.md").read_text(encoding="utf-8")
@@ -36,11 +37,31 @@ def test_its_commands_run_in_their_order(tmp_path, monkeypatch, capsys):
 
 
 def test_its_python_runs():
-    (code,) = [block for language, block in BLOCKS if language == "python"]
     names: dict[str, object] = {}
-    exec(code, names)
+    for code in [block for language, block in BLOCKS if language == "python"]:
+        exec(code, names)
+    assert names["mixed"].k == 50
     assert names["exactly"].k == 80
     assert set(names["both"].indices) <= set(names["spread"].indices)
+
+
+def method_rows():
+    """The tier and the needs of each method in the table, by its name."""
+    table = PAGE.partition("## Methods\n")[2].partition("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("| `")]
+    return {name: (row[1].strip(), row[2].strip()) for row in rows for name in re.findall(r"`([^`]+)`", row[0])}
+
+
+def test_its_table_has_every_method_and_no_other():
+    assert sorted(method_rows()) == sorted(METHODS)
+
+
+def test_its_table_says_the_tier_and_the_inputs_of_each_method():
+    for name, (tier, needs) in method_rows().items():
+        assert tier == METHODS[name].tier, name
+        taken = inspect.signature(METHODS[name].function).parameters.keys()
+        for inputs in ("features", "labels", "signals", "metadata"):
+            assert (inputs in needs) == (inputs in taken), (name, inputs)
 
 
 @pytest.mark.parametrize("message", [block for _, block in BLOCKS if block.startswith("coreclip: ")])
