@@ -171,11 +171,7 @@ def test_sum_redundancy_avoids_what_is_alike_and_starts_with_the_first():
 
 def test_a_mixture_of_one_function_chooses_as_the_function_does():
     features = make_features()
-    alone = {
-        "coverage": saturated_coverage(features, 9),
-        "graph_cut": graph_cut(features, 9),
-        "feature": feature_based(features, 9),
-    }
+    alone = {"graph_cut": graph_cut(features, 9), "feature": feature_based(features, 9)}
     for name, subset in alone.items():
         weights = {"facility": 0.0, "coverage": 0.0, "graph_cut": 0.0, "feature": 0.0} | {name: 3.0}
         mixed = mixture(features, 9, **weights)
@@ -237,13 +233,11 @@ def test_blocks_of_rows_do_not_change_the_choice(monkeypatch):
 
 
 def test_a_pair_is_as_like_itself_as_its_copies_are():
-    x = np.random.default_rng(0).normal(size=(30, 7))
-    x[11:14] = x[4]
-    similarity = _cosines(Features.from_arrays(x), "image", "test")
+    x = np.random.default_rng(0).normal(size=(20, 7))
+    similarity = _cosines(Features.from_arrays(np.vstack([x, x])), "image", "test")
+    np.testing.assert_array_equal(similarity[:20], similarity[20:])
     assert (np.diagonal(similarity) == 1).all()
-    for copy in (11, 12, 13):
-        np.testing.assert_array_equal(similarity[copy], similarity[4])
-    assert (similarity == 1).sum() == 30 + 4 * 3
+    assert (similarity == 1).sum() == 2 * 40
 
 
 def test_gains_stay_exact_when_much_has_been_picked():
