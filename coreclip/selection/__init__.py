@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         vog_scores,
     )
     from coreclip.selection.expression import metadata_of, needs_features, parse
-    from coreclip.selection.facility import facility_location
+    from coreclip.selection.facility import facility_location, facility_objective
     from coreclip.selection.features import Features
     from coreclip.selection.geometry import herding, k_center
     from coreclip.selection.gradients import (
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from coreclip.selection.interchange import export_subset, form_of, import_subset
     from coreclip.selection.matching import gradmatch, gradmatch_of_gradients
     from coreclip.selection.neighbors import neighbor_graph
+    from coreclip.selection.partitioned import PartPicks, greedi, select_part
     from coreclip.selection.prune import d4, density
     from coreclip.selection.registry import METHODS, Method
     from coreclip.selection.robust import crust
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from coreclip.selection.sensitivity import StreamCoreset, lightweight_sample, merge_and_reduce, sensitivity_sample
     from coreclip.selection.signals import checkpoint_signals_of, load_signals
     from coreclip.selection.strata import ccs, ccs_budgets, classes, stratified
+    from coreclip.selection.streaming import sieve, sieve_streaming
     from coreclip.selection.subset import NoPairChosen, Subset, check_output
     from coreclip.selection.targets import normsim, normsim_2, normsim_inf, normsim_scores
     from coreclip.selection.uids import check_uids_output, load_uids, parse_uids, save_uids
@@ -68,6 +70,7 @@ _MODULES = {
     "Features": "features",
     "Method": "registry",
     "NoPairChosen": "subset",
+    "PartPicks": "partitioned",
     "StreamCoreset": "sensitivity",
     "Subset": "subset",
     "apricot_subset": "apricot",
@@ -99,6 +102,7 @@ _MODULES = {
     "entropy_scores": "uncertainty",
     "export_subset": "interchange",
     "facility_location": "facility",
+    "facility_objective": "facility",
     "forgetting": "difficulty",
     "forgetting_events": "difficulty",
     "form_of": "interchange",
@@ -107,6 +111,7 @@ _MODULES = {
     "grand": "difficulty",
     "grand_proxy": "gradients",
     "grand_scores": "difficulty",
+    "greedi": "partitioned",
     "hard": "difficulty",
     "herding": "geometry",
     "import_subset": "interchange",
@@ -135,8 +140,11 @@ _MODULES = {
     "read_datacomp": "datacomp",
     "save_uids": "uids",
     "select": "compose",
+    "select_part": "partitioned",
     "semdedup": "deduplicate",
     "sensitivity_sample": "sensitivity",
+    "sieve": "streaming",
+    "sieve_streaming": "streaming",
     "stratified": "strata",
     "tracin": "difficulty",
     "tracin_self_influence": "difficulty",
@@ -151,6 +159,7 @@ __all__ = [
     "Features",
     "Method",
     "NoPairChosen",
+    "PartPicks",
     "StreamCoreset",
     "Subset",
     "apricot_subset",
@@ -182,6 +191,7 @@ __all__ = [
     "entropy_scores",
     "export_subset",
     "facility_location",
+    "facility_objective",
     "forgetting",
     "forgetting_events",
     "form_of",
@@ -190,6 +200,7 @@ __all__ = [
     "grand",
     "grand_proxy",
     "grand_scores",
+    "greedi",
     "hard",
     "herding",
     "import_subset",
@@ -218,8 +229,11 @@ __all__ = [
     "read_datacomp",
     "save_uids",
     "select",
+    "select_part",
     "semdedup",
     "sensitivity_sample",
+    "sieve",
+    "sieve_streaming",
     "stratified",
     "tracin",
     "tracin_self_influence",
