@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         vog_scores,
     )
     from coreclip.selection.expression import metadata_of, needs_features, parse
-    from coreclip.selection.facility import facility_location
+    from coreclip.selection.facility import facility_location, facility_objective
     from coreclip.selection.features import Features
     from coreclip.selection.geometry import herding, k_center
     from coreclip.selection.gradients import (
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from coreclip.selection.interchange import export_subset, form_of, import_subset
     from coreclip.selection.matching import gradmatch, gradmatch_of_gradients
     from coreclip.selection.neighbors import neighbor_graph
+    from coreclip.selection.partitioned import PartPicks, greedi, select_part
     from coreclip.selection.prune import d4, density
     from coreclip.selection.registry import METHODS, Method
     from coreclip.selection.robust import crust
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from coreclip.selection.sensitivity import StreamCoreset, lightweight_sample, merge_and_reduce, sensitivity_sample
     from coreclip.selection.signals import checkpoint_signals_of, load_signals
     from coreclip.selection.strata import ccs, ccs_budgets, classes, stratified
+    from coreclip.selection.streaming import sieve, sieve_streaming
     from coreclip.selection.submodular import (
         feature_based,
         graph_cut,
@@ -79,6 +81,7 @@ _MODULES = {
     "GainBounds": "bounding",
     "Method": "registry",
     "NoPairChosen": "subset",
+    "PartPicks": "partitioned",
     "Pruned": "bounding",
     "StreamCoreset": "sensitivity",
     "Subset": "subset",
@@ -111,6 +114,7 @@ _MODULES = {
     "entropy_scores": "uncertainty",
     "export_subset": "interchange",
     "facility_location": "facility",
+    "facility_objective": "facility",
     "feature_based": "submodular",
     "forgetting": "difficulty",
     "forgetting_events": "difficulty",
@@ -122,6 +126,7 @@ _MODULES = {
     "grand_proxy": "gradients",
     "grand_scores": "difficulty",
     "graph_cut": "submodular",
+    "greedi": "partitioned",
     "hard": "difficulty",
     "herding": "geometry",
     "import_subset": "interchange",
@@ -155,8 +160,11 @@ _MODULES = {
     "saturated_coverage": "submodular",
     "save_uids": "uids",
     "select": "compose",
+    "select_part": "partitioned",
     "semdedup": "deduplicate",
     "sensitivity_sample": "sensitivity",
+    "sieve": "streaming",
+    "sieve_streaming": "streaming",
     "stratified": "strata",
     "sum_redundancy": "submodular",
     "tracin": "difficulty",
@@ -173,6 +181,7 @@ __all__ = [
     "GainBounds",
     "Method",
     "NoPairChosen",
+    "PartPicks",
     "Pruned",
     "StreamCoreset",
     "Subset",
@@ -205,6 +214,7 @@ __all__ = [
     "entropy_scores",
     "export_subset",
     "facility_location",
+    "facility_objective",
     "feature_based",
     "forgetting",
     "forgetting_events",
@@ -216,6 +226,7 @@ __all__ = [
     "grand_proxy",
     "grand_scores",
     "graph_cut",
+    "greedi",
     "hard",
     "herding",
     "import_subset",
@@ -249,8 +260,11 @@ __all__ = [
     "saturated_coverage",
     "save_uids",
     "select",
+    "select_part",
     "semdedup",
     "sensitivity_sample",
+    "sieve",
+    "sieve_streaming",
     "stratified",
     "sum_redundancy",
     "tracin",

@@ -1,14 +1,17 @@
 """Facility location over the pairs' embeddings: a subset in which every pair has a good representative.
 
 All cosines up to 20,000 pairs, a top-t neighbour graph above (sparse facility location, Lindgren et al. 2016, arXiv 1703.02690).
+:func:`facility_objective` is the objective of any picks with all cosines.
 """
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from coreclip.errors import CoreclipError
+from coreclip.randomness import permutation
 from coreclip.selection.features import Features, as_features
 from coreclip.selection.subset import Subset
 
@@ -21,6 +24,9 @@ DENSE_LIMIT = 20_000  # pairs; the bounds of their cosines take 0.8 GB
 _MOST_EXACT = 5e12  # multiplications for all similarities, each of which serves two pairs
 _FLOAT64_LIMIT = 10_000  # pairs; the cosines themselves, which the other optimizers look at, take 0.8 GB
 DEFAULT_NEIGHBORS = 64
+_MOST_PRODUCTS = 2_000_000_000_000  # multiplications for the objective with all cosines, beside a graph
+_FEWEST_ROWS = 1024  # of a sample
+_STREAM_OBJECTIVE = 164
 
 
 def facility_location(
@@ -71,7 +77,9 @@ def facility_location(
     -------
     Subset
         Gains sum to the objective; the upper bound holds for the same similarities (with ``neighbors`` the kept ones).
-        Training weights are all 1.
+        Training weights are all 1. Where similarities were left out, ``parameters["dense_objective"]`` is the picks' objective
+        with all of them, which is at least as high: computed from ``dense_objective_rows`` pairs, of all while n k d is at most
+        2e12, else estimated from that many random ones, with the standard error ``dense_objective_error``.
 
     Raises
     ------
@@ -99,23 +107,21 @@ def facility_location(
     row_weights = _check_weights(weights, n)
     search: dict[str, Any] = {}
     settings: dict[str, Any] = {"optimizer": optimizer, "epsilon": epsilon, "seed": seed}
+    dense: dict[str, Any] = {}
     if metric == "precomputed":
         found = maximise(precomputed, row_weights, k, **settings)
     else:
-        dense_limit = DENSE_LIMIT if optimizer == "lazy" else _FLOAT64_LIMIT
-        if neighbors is None and n > dense_limit:
-            neighbors = DEFAULT_NEIGHBORS
-        elif neighbors is not None and neighbors >= n and n <= dense_limit:
-            neighbors = None
-        x = as_features(features).vectors(modality)
+        features = as_features(features)
         if device != "cpu" and (lists is not None or probes is not None):
             raise CoreclipError(f"device = {device!r} compares all pairs; leave lists and probes out")
-        if device != "cpu":
-            neighbors = neighbors or DEFAULT_NEIGHBORS
-        elif neighbors is not None:
-            lists, probes = _search_of(n, x.shape[1], lists, probes)
-        search = {"lists": lists, "probes": probes, "device": device} if neighbors is not None else {}
-        found = _maximise_cosines(x, neighbors, search, row_weights, k, settings)
+        neighbors = resolve_neighbors(neighbors, n, optimizer) if device == "cpu" else neighbors or DEFAULT_NEIGHBORS
+        if neighbors is not None:
+            width = features.dim * (2 if modality == "both" else 1)
+            lists, probes = _search_of(n, width, lists, probes) if device == "cpu" else (None, None)
+            search = {"lists": lists, "probes": probes, "device": device}
+        found = maximise_features(features, k, modality, neighbors, row_weights, settings, **search)
+        if neighbors is not None:
+            dense = _dense_objective(features, found.picks, modality, row_weights, seed)
     parameters = {"metric": metric, "modality": modality, "neighbors": neighbors, "optimizer": optimizer, **search}
     return Subset(
         indices=found.picks,
@@ -124,7 +130,7 @@ def facility_location(
         objective=found.objective,
         upper_bound=found.upper_bound,
         method="facility-location",
-        parameters=parameters | ({"epsilon": epsilon} if optimizer in ("stochastic", "threshold") else {}),
+        parameters=parameters | ({"epsilon": epsilon} if optimizer in ("stochastic", "threshold") else {}) | dense,
         seed=seed,
         n=n,
         seconds=time.perf_counter() - start,
@@ -141,24 +147,92 @@ def _search_of(n: int, d: int, lists: int | None, probes: int | None) -> tuple[i
     return default_lists(n) if lists is None else lists, DEFAULT_PROBES if probes is None else probes
 
 
-def _maximise_cosines(
-    x: np.ndarray,
-    neighbors: int | None,
-    search: dict[str, Any],
-    weights: np.ndarray,
+def facility_objective(
+    features: Features | np.ndarray,
+    indices: np.ndarray,
+    *,
+    modality: str = "image",
+    weights: np.ndarray | None = None,
+) -> float:
+    """Return sum_i w_i max_{j in indices} max(0, cos_ij) over all pairs i, exactly.
+
+    Parameters
+    ----------
+    features : Features or float (n, d)
+        Read in blocks; there are never n k similarities at once.
+    indices : int (k,)
+        Picks of any origin, such as a subset's ``indices``; none have the objective 0.
+    modality : {"image", "text", "both"}
+    weights : float (n,) or None
+        How much each represented pair counts, >= 0; None for 1.
+
+    Returns
+    -------
+    float
+        Of float64 cosines, added in float64. It takes n k d multiplications.
+
+    Raises
+    ------
+    CoreclipError
+        For indices that are no pairs, weights that do not fit, and features that lack the modality.
+    """
+    from coreclip.selection.representation import represent
+
+    features = as_features(features)
+    picks = check_indices(indices, features.n, "indices")
+    row_weights = _check_weights(weights, features.n)
+    return float(row_weights @ represent(features, modality, picks, weights=row_weights)[0])
+
+
+def _dense_objective(
+    features: Features, picks: np.ndarray, modality: str, weights: np.ndarray, seed: int
+) -> dict[str, Any]:
+    """Return what a subset notes of the objective with all similarities."""
+    from coreclip.selection.representation import represent
+
+    n, width = features.n, features.dim * (2 if modality == "both" else 1)
+    m = min(n, max(_FEWEST_ROWS, _MOST_PRODUCTS // (len(picks) * width)))
+    rows = np.sort(permutation(n, seed, stream=_STREAM_OBJECTIVE)[:m])
+    values = weights[rows] * represent(features, modality, picks, rows=rows)[0]
+    error = n * math.sqrt((1 - m / n) * float(values.var(ddof=1)) / m) if m < n else 0.0
+    return {
+        "dense_objective": float(values.sum()) * (n / m),
+        "dense_objective_error": error,
+        "dense_objective_rows": m,
+    }
+
+
+def resolve_neighbors(neighbors: int | None, n: int, optimizer: str = "lazy") -> int | None:
+    """Return how many similarities are kept per pair; None for all."""
+    dense_limit = DENSE_LIMIT if optimizer == "lazy" else _FLOAT64_LIMIT
+    if n > dense_limit:
+        return DEFAULT_NEIGHBORS if neighbors is None else neighbors
+    return None if neighbors is None or neighbors >= n else neighbors
+
+
+def maximise_features(
+    features: Features,
     k: int,
+    modality: str,
+    neighbors: int | None,
+    weights: np.ndarray,
     settings: dict[str, Any],
+    *,
+    lists: int | None = None,
+    probes: int | None = None,
+    device: str = "cpu",
 ) -> "Greedy":
+    """Pick k pairs greedily by the cosines that :func:`resolve_neighbors` says; ``settings`` are those of ``maximise``."""
     from coreclip.selection.accelerated import device_graph
     from coreclip.selection.dense import exact_cosines, maximise_cosines
     from coreclip.selection.greedy import maximise
     from coreclip.selection.neighbors import columns_of_graph, inverted_graph
 
-    if neighbors is not None and search["device"] != "cpu":
-        graph = device_graph(x, neighbors, search["device"])
-        return maximise(columns_of_graph(*graph), weights, k, **settings)
-    if neighbors is not None and search["probes"] is not None:
-        graph = inverted_graph(x, neighbors, lists=search["lists"], probes=search["probes"], seed=settings["seed"])
+    x = features.vectors(modality)
+    if neighbors is not None and device != "cpu":
+        return maximise(columns_of_graph(*device_graph(x, neighbors, device)), weights, k, **settings)
+    if neighbors is not None and probes is not None:
+        graph = inverted_graph(x, neighbors, lists=lists, probes=probes, seed=settings["seed"])
         return maximise(columns_of_graph(*graph), weights, k, **settings)
     if neighbors is not None:
         return maximise(similarity_of(x, neighbors), weights, k, **settings)
@@ -177,6 +251,17 @@ def similarity_of(
     if neighbors is None:
         return dense_similarity(x, measure, self_similarity)
     return columns_of_graph(*neighbor_graph(x, neighbors, measure, self_similarity=self_similarity))
+
+
+def check_indices(indices: np.ndarray, n: int, name: str) -> np.ndarray:
+    """Return numbers of pairs as int64; CoreclipError for others than whole ones from 0 to n - 1."""
+    given = np.asarray(indices)
+    if given.ndim != 1 or (len(given) and given.dtype.kind not in "iu"):
+        raise CoreclipError(f"{name} are {given.dtype} of shape {given.shape}; they must be a list of whole numbers")
+    if len(given) and (given.min() < 0 or given.max() >= n):
+        outside = given[(given < 0) | (given >= n)][0]
+        raise CoreclipError(f"{name}: {outside} is not one of the {n} pairs; it must be 0 to {n - 1}")
+    return given.astype(np.int64)
 
 
 def check_k(k: int, n: int) -> None:

@@ -24,11 +24,13 @@ from coreclip.selection.features import Features
 from coreclip.selection.geometry import herding, k_center
 from coreclip.selection.gradients import grand_proxy
 from coreclip.selection.matching import gradmatch
+from coreclip.selection.partitioned import greedi
 from coreclip.selection.prune import d4, density
 from coreclip.selection.robust import crust
 from coreclip.selection.scores import clipscore, random_subset
 from coreclip.selection.sensitivity import lightweight_sample, sensitivity_sample
 from coreclip.selection.strata import ccs, classes, stratified
+from coreclip.selection.streaming import sieve
 from coreclip.selection.submodular import (
     feature_based,
     graph_cut,
@@ -224,6 +226,12 @@ METHODS: dict[str, Method] = {
     "sum-redundancy": Method(sum_redundancy, "pairs least like each other, up to 10,000", Tier.REFERENCE),
     "mixture": Method(
         mixture, "several of the submodular functions at once, with weights, up to 10,000 pairs", Tier.REFERENCE
+    ),
+    "greedi": Method(
+        greedi, "facility location in parts, then among their picks: for more pairs than fit", Tier.REFERENCE
+    ),
+    "sieve": Method(
+        sieve, "facility location over a sample of the pairs, in one pass over all of them", Tier.REFERENCE
     ),
     "clipscore": Method(clipscore, "pairs whose image and text agree best", Tier.REFERENCE),
     "craig": Method(craig, "weighted pairs whose gradients add up to those of all", Tier.CERTIFIED),
