@@ -2,7 +2,7 @@
 
 After Minoux 1978 (lazy evaluation), Mirzasoleiman et al. 2015 (stochastic greedy, arXiv 1409.7938), Badanidiyuru & Vondrak 2014
 (descending thresholds) and Leskovec et al. 2007 (the bound that comes with the data). Lazy greedy picks exactly what naive greedy
-picks, with ties (zero gains and duplicates too) to the lowest index. Left out: costs, streams and partitioned greedy.
+picks, with ties (zero gains and duplicates too) to the lowest index. Left out: costs; parts and streams are elsewhere.
 """
 
 import math

@@ -173,8 +173,8 @@ def greedi(
     -----
     With m parts, one round, ``represented="all"`` and all similarities kept, the objective is at least (1 - 1/e) / min(m, k) of
     the best for any parts, and (1 - 1/e) / 2 of it in expectation for random ones. With ``represented="part"`` a part's objective
-    is a sample of the whole one: for random parts that are large the two differ little (section 4 of the first paper), for pairs
-    in an order that means something they may differ much.
+    is a sample of the whole one: for random parts that are large the two differ little, as the first paper shows of decomposable
+    functions; for parts cut from an order that means something they may differ much, and neither guarantee holds.
     """
     start = time.perf_counter()
     loaded = _open(features)

@@ -85,7 +85,8 @@ class Sieves:
             chosen, gains, best = slots.picks[slot, :size], slots.gains[slot, :size], slots.best[slot].copy()
         else:
             chosen, gains, best = np.empty(0, np.int64), np.empty(0), np.zeros(len(self._reference))
-        others = np.array(sorted(self._rows.keys() - set(chosen.tolist())), np.int64)
+        # Not all that is held: when rows are let go of depends on the blocks.
+        others = np.array(sorted(self._needed() - set(chosen.tolist())), np.int64)
         more, more_gains = self._fill(best, others, self.k - len(chosen))
         return np.concatenate([chosen, more]), np.concatenate([gains, more_gains]), len(more)
 
@@ -96,8 +97,7 @@ class Sieves:
         alone = np.empty(len(others))
         for start in range(0, len(others), _BLOCK):
             block = slice(start, start + _BLOCK)
-            excess = np.maximum(self._cosines(others[block]) - best, 0.0)
-            alone[block] = excess @ self._weights
+            alone[block] = [_gain(cosines, best, self._weights) for cosines in self._cosines(others[block])]
         more = others[np.argsort(-alone, kind="stable")[:room]]
         gains = np.empty(len(more))
         for t in range(len(more)):
@@ -113,14 +113,18 @@ class Sieves:
         first, last = self._slots.window
         return np.array([e % len(exponents) for e in range(first, last + 1) if exponents[e % len(exponents)] == e], int)
 
+    def _needed(self) -> set[int]:
+        """Return the indices of the rows of the sets in use, and of the first k."""
+        slots = self._slots
+        picks = (slots.picks[slot, : slots.sizes[slot]].tolist() for slot in self._used())
+        return set(self._first).union(*picks)
+
     def _forget(self) -> None:
         """Let go of the rows that only sets which were given up had, once they may be half of all."""
         self.held = max(self.held, len(self._rows))
         if len(self._rows) <= 2 * self._n_needed:
             return
-        slots = self._slots
-        needed = {i for slot in self._used() for i in slots.picks[slot, : slots.sizes[slot]].tolist()}
-        needed.update(self._first)
+        needed = self._needed()
         self._rows = {index: row for index, row in self._rows.items() if index in needed}
         self._n_needed = len(self._rows)
 
