@@ -28,7 +28,7 @@ class Pool:
     fingerprint : str
     labels : int64 (n,) or None
     metadata : callable
-        Returns a column (n,) by its name.
+        Returns a column (n,) by its name; ``thumbnail``, small pictures, where there are images.
     uids : callable
         Returns DataComp's uids, ``u8,u8`` (n,).
     align : callable
@@ -68,10 +68,16 @@ def open_pool(path: Path) -> Pool:
 
     data = Dataset(path)
     return Pool(
-        data.n, data.fingerprint, data.labels, data.metadata,
+        data.n, data.fingerprint, data.labels, lambda name: _metadata_of(data, name),
         lambda: parse_uids(names_of(data, "uids"), str(path)), lambda embeddings: _in_order_of(embeddings, data),
         dataset=data,
     )  # fmt: skip
+
+
+def _metadata_of(data: "Dataset", name: str) -> "np.ndarray":
+    from coreclip.pipeline import thumbnails
+
+    return thumbnails(data) if name == "thumbnail" else data.metadata(name)
 
 
 def _in_order_of(features: "Features", data: "Dataset") -> "Features":

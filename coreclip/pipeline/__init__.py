@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from coreclip.pipeline.loader import Batch, Loader, make_loader
     from coreclip.pipeline.materialise import materialise
     from coreclip.pipeline.merge import merge
+    from coreclip.pipeline.miniatures import thumbnails
     from coreclip.pipeline.planning import ConversionPlan, plan_conversion
     from coreclip.pipeline.scenes import draw_scenes
     from coreclip.pipeline.split import SplitPlan, plan_split, split
@@ -49,6 +50,7 @@ __all__ = [
     "plan_conversion",
     "plan_split",
     "split",
+    "thumbnails",
     "verify",
 ]
 
@@ -75,6 +77,7 @@ _MODULES = {
     "merge": "coreclip.pipeline.merge",
     "plan_split": "coreclip.pipeline.split",
     "split": "coreclip.pipeline.split",
+    "thumbnails": "coreclip.pipeline.miniatures",
     "verify": "coreclip.pipeline.verify",
 }
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         grand_proxy,
     )
     from coreclip.selection.interchange import export_subset, form_of, import_subset
+    from coreclip.selection.lookalikes import copies
     from coreclip.selection.matching import gradmatch, gradmatch_of_gradients
     from coreclip.selection.neighbors import neighbor_graph
     from coreclip.selection.partitioned import PartPicks, greedi, select_part
@@ -99,6 +100,7 @@ _MODULES = {
     "clip_scores": "scores",
     "clipcov": "covariance",
     "clipscore": "scores",
+    "copies": "lookalikes",
     "craig": "coresets",
     "craig_of_gradients": "coresets",
     "crust": "robust",
@@ -199,6 +201,7 @@ __all__ = [
     "clip_scores",
     "clipcov",
     "clipscore",
+    "copies",
     "craig",
     "craig_of_gradients",
     "crust",

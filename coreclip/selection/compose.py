@@ -64,8 +64,8 @@ def select(
         Pairs to choose, 1 to n; instead of ``fraction``. Neither is needed where the last stage says how many it keeps.
     signals : mapping of str to array, or None
         Of a training run, the last axis being the pairs.
-    metadata : mapping of str to array (n,), or None
-        What else is known of the pairs: ``caption``, ``width``, ``height``, ``uid`` ...
+    metadata : mapping of str to array (n, ...), or None
+        What else is known of the pairs: ``caption``, ``width``, ``height``, ``uid``, ``thumbnail`` ...
     labels : int (n,) or None
         Class of each pair.
     seed : int
@@ -273,8 +273,8 @@ def _check_inputs(
         if np.shape(signal)[-1:] != (n,):
             raise CoreclipError(f"signal {name} has shape {np.shape(signal)}; its last axis must be the {n} pairs")
     for name, column in metadata.items():
-        if np.shape(column) != (n,):
-            raise CoreclipError(f"metadata {name} have shape {np.shape(column)}; it must be ({n},), one for each pair")
+        if np.shape(column)[:1] != (n,):
+            raise CoreclipError(f"metadata {name} have shape {np.shape(column)}; the first axis must be the {n} pairs")
     return Inputs(n, features, None if labels is None else np.asarray(labels), signals, metadata)
 
 

@@ -23,6 +23,7 @@ from coreclip.selection.facility import facility_location
 from coreclip.selection.features import Features
 from coreclip.selection.geometry import herding, k_center
 from coreclip.selection.gradients import grand_proxy
+from coreclip.selection.lookalikes import copies
 from coreclip.selection.matching import gradmatch
 from coreclip.selection.partitioned import greedi
 from coreclip.selection.prune import d4, density
@@ -68,8 +69,8 @@ class Inputs:
         Class of each pair.
     signals : mapping of str to array (..., n)
         Of a training run, by the names of ``RUN/signals``.
-    metadata : mapping of str to array (n,)
-        What else is known of the pairs: ``caption``, ``width``, ``height``, ``uid`` ...
+    metadata : mapping of str to array (n, ...)
+        What else is known of the pairs: ``caption``, ``width``, ``height``, ``uid``, ``thumbnail`` ...
     """
 
     n: int
@@ -248,6 +249,13 @@ METHODS: dict[str, Method] = {
     ),
     "semdedup": Method(
         semdedup, "drops near-duplicates, by eps or down to the number asked for", Tier.CERTIFIED, filters=True
+    ),
+    "copies": Method(
+        copies,
+        "drops copies of a picture, by its pixels; needs no features",
+        Tier.CERTIFIED,
+        filters=True,
+        metadata=("thumbnail",),
     ),
     "el2n": Method(el2n, "pairs whose error was largest early in training (signals)", Tier.REFERENCE),
     "grand": Method(grand, "pairs whose loss had the largest gradients (signals)", Tier.REFERENCE),

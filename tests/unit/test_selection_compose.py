@@ -42,6 +42,7 @@ def make_metadata(n=100):
         "caption": np.array([f"a picture of the number {i}" for i in range(n)], object),
         "width": np.full(n, 640),
         "height": np.full(n, 480),
+        "thumbnail": np.random.default_rng(0).integers(0, 256, (n, 24, 24, 3), dtype=np.uint8),
     }
 
 

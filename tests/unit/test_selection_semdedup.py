@@ -48,6 +48,16 @@ def test_identical_rows_leave_the_lowest_index():
     assert subset.indices.tolist() == [0]
 
 
+def test_near_duplicates_on_both_sides_of_a_border_are_found_by_two_probes():
+    """Each point of an arc is a near-duplicate of the next; only the ends of a cluster have none that is farther out."""
+    angles = np.linspace(0, 1.5, 50)
+    x = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    found = {probes: semdedup(x, eps=0.001, n_clusters=2, probes=probes) for probes in (1, 2)}
+    assert (found[1].k, found[2].k) == (4, 3)
+    lost = set(found[1].indices.tolist()) - set(found[2].indices.tolist())
+    assert lost < set(np.sort(found[1].indices)[1:3].tolist())
+
+
 def test_only_the_named_modality_counts():
     features = Features.from_arrays(np.ones((4, 4)), np.eye(4))
     assert semdedup(features, n_clusters=1).k == 1
@@ -58,6 +68,7 @@ def test_only_the_named_modality_counts():
     ("arguments", "message"),
     [
         ({"eps": -0.1}, "eps = -0.1 is not allowed"),
+        ({"probes": 0}, "probes = 0 is not allowed: at least 1, the cluster that a pair lies in"),
         ({"k": 0}, "k = 0 of 80 pairs"),
         ({"n_clusters": 81}, "81 clusters of 80 pairs are not possible"),
         ({"modality": "text"}, "hold no text"),
