@@ -3,7 +3,7 @@
 A picture of 24 x 24 pixels is described by the low frequencies of its opponent colours, without the mean and the contrast, each
 weighted by its frequency because natural pictures have less of the higher ones (Field 1987). It is compared as a whole with the
 whole and nine crops of the others, so that a copy may be cut, brightened and compressed anew. In kind this is a perceptual hash
-(Zauner 2010), kept in real numbers. Left out: mirrored and turned copies, borders, collages, cuts of more than a sixth of a side.
+(Zauner 2010), kept in real numbers. Left out: mirrored and turned copies, borders, collages, cuts of much more than an eighth of a side.
 """
 
 import math

@@ -253,7 +253,7 @@ METHODS: dict[str, Method] = {
     "copies": Method(
         copies,
         "drops copies of a picture, by its pixels; needs no features",
-        Tier.CERTIFIED,
+        Tier.REFERENCE,
         filters=True,
         metadata=("thumbnail",),
     ),
