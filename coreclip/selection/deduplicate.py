@@ -72,7 +72,7 @@ def semdedup(
     if n_clusters is None:
         n_clusters = max(1, math.isqrt(n))
     novel = novelty(features.vectors(modality), n_clusters, seed, probes)
-    parameters = {"n_clusters": n_clusters, "probes": probes, "modality": modality}
+    parameters = {"n_clusters": n_clusters, "modality": modality, "probes": probes}
     return survivors(
         novel,
         k,
