@@ -185,7 +185,7 @@ def copy_tables(pools: list[Pool]) -> tuple[str, str, dict[str, list[tuple[float
 
 def main() -> None:
     options = arguments(
-        __doc__ or "", n=5000, epochs=10.0, seeds="1,2,3", mismatched=0.3, near_duplicates=0.15, name=""
+        __doc__ or "", n=5000, epochs=20.0, seeds="1,2,3", mismatched=0.3, near_duplicates=0.15, name=""
     )
     pools = []
     for seed in map(int, options.seeds.split(",")):

@@ -190,7 +190,7 @@ def test_stages_are_shown_with_their_numbers_and_parameters(dataset, features):
     assert "semdedup 120 → 90 in" in shown
     assert "clipscore 90 → 60 in" in shown
     assert "facility-location 60 → 30 in" in shown
-    assert "n_clusters = 10, probes = 1, modality = image" in shown
+    assert "n_clusters = 10, modality = image" in shown
     widths = [re.sub(r"\.0%", "%", a["style"] or "") for a in page.all("i") if "style" in a]
     assert widths[-4:] == ["width: 100%", "width: 75%", "width: 50%", "width: 25%"]
 
