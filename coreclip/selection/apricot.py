@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from coreclip.errors import CoreclipError
-from coreclip.selection.facility import DENSE_LIMIT, check_k
+from coreclip.selection.checks import check_k
+from coreclip.selection.facility import DENSE_LIMIT
 from coreclip.selection.features import Features, as_features
 from coreclip.selection.subset import Subset
 

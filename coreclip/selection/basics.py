@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from coreclip.errors import CoreclipError
+from coreclip.selection.checks import check_k
 from coreclip.selection.english import language_test
-from coreclip.selection.facility import check_k
 from coreclip.selection.subset import NoPairChosen, Subset
 
 WORDS, CHARACTERS = 2, 5  # a caption has more than these

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from coreclip.errors import CoreclipError
+from coreclip.selection.checks import check_k, check_labels
 from coreclip.selection.clusters import apportion, groups, spherical_kmeans, take_turns
-from coreclip.selection.facility import DEFAULT_NEIGHBORS, DENSE_LIMIT, check_k, similarity_of
+from coreclip.selection.facility import DEFAULT_NEIGHBORS, DENSE_LIMIT, similarity_of
 from coreclip.selection.features import Features
 from coreclip.selection.gradients import FactoredGradients, as_gradients, clip_gradients, resolve_temperature
 from coreclip.selection.subset import Subset
@@ -244,13 +245,3 @@ def _count_nearest(gradients: FactoredGradients, rows: np.ndarray, picks: np.nda
         nearest = np.argmax(gradients.dot(rows[start : start + _BLOCK], picks) - half_squares, axis=1)
         counts += np.bincount(nearest, minlength=len(picks))
     return counts
-
-
-def check_labels(labels: np.ndarray, n: int) -> np.ndarray:
-    """Return the labels as int64 (n,); CoreclipError for others than one integer per pair."""
-    labels = np.asarray(labels)
-    if labels.shape != (n,) or labels.dtype.kind not in "iu":
-        raise CoreclipError(
-            f"labels are {labels.dtype} of shape {labels.shape}; they must be one integer for each of {n} pairs"
-        )
-    return labels.astype(np.int64)

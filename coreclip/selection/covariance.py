@@ -13,8 +13,8 @@ import numpy as np
 
 from coreclip.errors import CoreclipError
 from coreclip.progress import Progress
+from coreclip.selection.checks import check_k, check_labels
 from coreclip.selection.clusters import apportion, groups, spherical_kmeans
-from coreclip.selection.facility import check_k
 from coreclip.selection.features import Features
 from coreclip.selection.scores import clip_scores
 from coreclip.selection.subset import Subset
@@ -118,7 +118,10 @@ def _latent_classes(features: Features, classes: str | None, clusters: int | Non
         raise CoreclipError(f"clusters = {clusters} beside {other}: classes come from one of them; leave the other out")
     prompts = None if classes is None else _load_prompts(classes, features.dim)
     if labels is not None:
-        return _Latent(_check_labels(labels, features.n, prompts), "labels", prompts)
+        of_pair = check_labels(labels, features.n)
+        if prompts is not None:
+            _check_rows(of_pair, prompts)
+        return _Latent(of_pair, "labels", prompts)
     if prompts is not None:
         return _Latent(_zero_shot(features, prompts), "prompts", prompts)
     n_clusters = -(-features.n // _CLUSTER_PAIRS) if clusters is None else clusters
@@ -134,18 +137,12 @@ def _load_prompts(path: str, dim: int) -> np.ndarray:
     return found.vectors("image" if found.text is None else "text")
 
 
-def _check_labels(labels: Any, n: int, prompts: np.ndarray | None) -> np.ndarray:
-    labels = np.asarray(labels)
-    if labels.shape != (n,) or labels.dtype.kind not in "iu":
-        raise CoreclipError(
-            f"labels are {labels.dtype} of shape {labels.shape}; they must be one integer for each of {n} pairs"
-        )
-    if prompts is not None and (labels.min() < 0 or labels.max() >= len(prompts)):
+def _check_rows(labels: np.ndarray, prompts: np.ndarray) -> None:
+    if labels.min() < 0 or labels.max() >= len(prompts):
         raise CoreclipError(
             f"labels from {labels.min()} to {labels.max()} and {len(prompts)} class prompts: "
             f"a label must be a row of the prompts, 0 to {len(prompts) - 1}"
         )
-    return labels.astype(np.int64)
 
 
 def _zero_shot(features: Features, prompts: np.ndarray) -> np.ndarray:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from coreclip.errors import CoreclipError
+from coreclip.selection.checks import check_k
 from coreclip.selection.clusters import canonical_order, groups, spherical_kmeans
-from coreclip.selection.facility import check_k
 from coreclip.selection.features import Features, as_features
 from coreclip.selection.probing import highest_earlier, nearest_lists
 from coreclip.selection.subset import Subset

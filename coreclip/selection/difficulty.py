@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from coreclip.errors import CoreclipError
+from coreclip.selection.checks import check_labels
 from coreclip.selection.scores import ranked
 from coreclip.selection.signals import check_passes, mean_over_passes, signal_of
 from coreclip.selection.subset import Subset
@@ -459,16 +460,6 @@ def blocks(n: int, numbers: int) -> list[slice]:
     """Return slices that cover n rows, each of so many rows, at least one, that they hold a bounded count of numbers."""
     step = max(1, _BLOCK_NUMBERS // numbers)
     return [slice(start, min(start + step, n)) for start in range(0, n, step)]
-
-
-def check_labels(labels: np.ndarray, n: int) -> np.ndarray:
-    """Return labels as int64; refuse what is not one integer for each of n pairs."""
-    labels = np.asarray(labels)
-    if labels.shape != (n,) or labels.dtype.kind not in "iu":
-        raise CoreclipError(
-            f"labels are {labels.dtype} of shape {labels.shape}; they must be one integer for each of {n} pairs"
-        )
-    return labels.astype(np.int64)
 
 
 def check_probabilities(rows: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 
 from coreclip.errors import CoreclipError
 from coreclip.randomness import permutation
+from coreclip.selection.checks import check_indices, check_k, check_weights
 from coreclip.selection.features import Features, as_features
 from coreclip.selection.subset import Subset
 
@@ -104,7 +105,7 @@ def facility_location(
         features = as_features(features)
         n, fingerprint = features.n, features.fingerprint
     check_k(k, n)
-    row_weights = _check_weights(weights, n)
+    row_weights = check_weights(weights, n)
     search: dict[str, Any] = {}
     settings: dict[str, Any] = {"optimizer": optimizer, "epsilon": epsilon, "seed": seed}
     dense: dict[str, Any] = {}
@@ -180,7 +181,7 @@ def facility_objective(
 
     features = as_features(features)
     picks = check_indices(indices, features.n, "indices")
-    row_weights = _check_weights(weights, features.n)
+    row_weights = check_weights(weights, features.n)
     return float(row_weights @ represent(features, modality, picks, weights=row_weights)[0])
 
 
@@ -253,23 +254,6 @@ def similarity_of(
     return columns_of_graph(*neighbor_graph(x, neighbors, measure, self_similarity=self_similarity))
 
 
-def check_indices(indices: np.ndarray, n: int, name: str) -> np.ndarray:
-    """Return numbers of pairs as int64; CoreclipError for others than whole ones from 0 to n - 1."""
-    given = np.asarray(indices)
-    if given.ndim != 1 or (len(given) and given.dtype.kind not in "iu"):
-        raise CoreclipError(f"{name} are {given.dtype} of shape {given.shape}; they must be a list of whole numbers")
-    if len(given) and (given.min() < 0 or given.max() >= n):
-        outside = given[(given < 0) | (given >= n)][0]
-        raise CoreclipError(f"{name}: {outside} is not one of the {n} pairs; it must be 0 to {n - 1}")
-    return given.astype(np.int64)
-
-
-def check_k(k: int, n: int) -> None:
-    """Refuse a budget that is not 1 to n."""
-    if not 1 <= k <= n:
-        raise CoreclipError(f"k = {k} of {n} pairs is not allowed: 1 to {n}")
-
-
 def _check_precomputed(similarity: Features | np.ndarray, neighbors: int | None) -> np.ndarray:
     if isinstance(similarity, Features):
         raise CoreclipError(
@@ -283,12 +267,3 @@ def _check_precomputed(similarity: Features | np.ndarray, neighbors: int | None)
     if not np.isfinite(similarity).all() or similarity.min(initial=0) < 0:
         raise CoreclipError("precomputed similarities must be finite and not negative; clip them at 0")
     return similarity
-
-
-def _check_weights(weights: np.ndarray | None, n: int) -> np.ndarray:
-    if weights is None:
-        return np.ones(n)
-    weights = np.ascontiguousarray(weights, np.float64)
-    if weights.shape != (n,) or not np.isfinite(weights).all() or weights.min() < 0:
-        raise CoreclipError(f"weights must be {n} finite numbers, none negative; got shape {weights.shape}")
-    return weights

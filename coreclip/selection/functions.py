@@ -12,6 +12,7 @@ import numpy as np
 from numba.extending import overload
 
 from coreclip.errors import CoreclipError
+from coreclip.selection.checks import check_weights
 
 CONCAVE = ("sqrt", "log1p", "inverse", "min")
 """Functions of a sum z: sqrt(z), log(1 + z), z / (1 + z), min(z, threshold)."""
@@ -255,9 +256,7 @@ def feature_based(
         raise CoreclipError("feature-based functions need finite features, none negative; split signs or shift them")
     if not threshold > 0:
         raise CoreclipError(f"threshold = {threshold} is not allowed: above 0")
-    weights = np.ones(x.shape[1]) if weights is None else np.ascontiguousarray(weights, np.float64)
-    if weights.shape != x.shape[1:] or not np.isfinite(weights).all() or weights.min(initial=0) < 0:
-        raise CoreclipError(f"weights must be {x.shape[1]} finite numbers, none negative; got shape {weights.shape}")
+    weights = check_weights(weights, x.shape[1])
     return FeatureBased(x, weights, CONCAVE.index(phi), threshold, np.zeros(x.shape[1]))
 
 

@@ -10,7 +10,7 @@ import time
 import numpy as np
 
 from coreclip.progress import Progress
-from coreclip.selection.facility import check_k
+from coreclip.selection.checks import check_k
 from coreclip.selection.features import Features, as_features
 from coreclip.selection.subset import Subset
 

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from coreclip.errors import CoreclipError
+from coreclip.selection.checks import check_k
 from coreclip.selection.clusters import spherical_kmeans
 from coreclip.selection.deduplicate import check_eps, check_probes, survivors
-from coreclip.selection.facility import check_k
 from coreclip.selection.probing import highest_earlier, nearest_lists
 from coreclip.selection.subset import Subset
 

@@ -14,9 +14,9 @@ import numpy as np
 
 from coreclip.errors import CoreclipError
 from coreclip.progress import Progress
+from coreclip.selection.checks import check_k, check_labels
 from coreclip.selection.clusters import take_turns
-from coreclip.selection.coresets import check_labels, classes_of, describe, share
-from coreclip.selection.facility import check_k
+from coreclip.selection.coresets import classes_of, describe, share
 from coreclip.selection.features import Features
 from coreclip.selection.gradients import FactoredGradients, as_gradients, clip_gradients
 from coreclip.selection.subset import Subset

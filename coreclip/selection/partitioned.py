@@ -18,11 +18,10 @@ import numpy as np
 from coreclip.errors import CoreclipError
 from coreclip.progress import Progress
 from coreclip.randomness import uniform
+from coreclip.selection.checks import check_indices, check_k
 from coreclip.selection.facility import (
     DEFAULT_NEIGHBORS,
     DENSE_LIMIT,
-    check_indices,
-    check_k,
     facility_location,
     maximise_features,
     resolve_neighbors,

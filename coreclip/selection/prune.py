@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from coreclip.errors import CoreclipError
+from coreclip.selection.checks import check_k
 from coreclip.selection.clusters import groups, spherical_kmeans
 from coreclip.selection.deduplicate import DEFAULT_EPS, semdedup
-from coreclip.selection.facility import check_k
 from coreclip.selection.features import Features, as_features
 from coreclip.selection.subset import Subset
 

@@ -10,8 +10,8 @@ import time
 import numpy as np
 
 from coreclip.errors import CoreclipError
+from coreclip.selection.checks import check_k
 from coreclip.selection.coresets import classes_of, craig_of_gradients, describe, distance_blocks
-from coreclip.selection.facility import check_k
 from coreclip.selection.features import Features
 from coreclip.selection.gradients import FactoredGradients, as_gradients, clip_gradients
 from coreclip.selection.subset import Subset

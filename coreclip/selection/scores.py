@@ -7,7 +7,7 @@ import numpy as np
 
 from coreclip.errors import CoreclipError
 from coreclip.randomness import permutation
-from coreclip.selection.facility import check_k
+from coreclip.selection.checks import check_k
 from coreclip.selection.features import Features
 from coreclip.selection.subset import Subset
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from coreclip.errors import CoreclipError
 from coreclip.randomness import uniform
-from coreclip.selection.facility import check_k
+from coreclip.selection.checks import check_k
 from coreclip.selection.features import Features, as_features
 from coreclip.selection.subset import Subset
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from coreclip.errors import CoreclipError
 from coreclip.randomness import permutation
+from coreclip.selection.checks import check_k, check_labels
 from coreclip.selection.clusters import apportion, groups
-from coreclip.selection.difficulty import check_labels, difficulty_scores
-from coreclip.selection.facility import check_k
+from coreclip.selection.difficulty import difficulty_scores
 from coreclip.selection.features import Features
 from coreclip.selection.scores import clip_scores
 from coreclip.selection.subset import Subset

@@ -14,7 +14,7 @@ import numpy as np
 from coreclip.errors import CoreclipError
 from coreclip.progress import Progress
 from coreclip.randomness import permutation
-from coreclip.selection.facility import check_indices, check_k
+from coreclip.selection.checks import check_indices, check_k, check_weights
 from coreclip.selection.features import Features, as_features
 from coreclip.selection.subset import Subset
 
@@ -128,9 +128,7 @@ def sieve_streaming(
     if k < 1:
         raise CoreclipError(f"k = {k} is not allowed: at least 1")
     rows = _unit(reference, "reference")
-    row_weights = np.ones(len(rows)) if weights is None else np.ascontiguousarray(weights, np.float64)
-    if row_weights.shape != (len(rows),) or not np.isfinite(row_weights).all() or row_weights.min() < 0:
-        raise CoreclipError(f"weights must be {len(rows)} finite numbers, none negative; got shape {row_weights.shape}")
+    row_weights = check_weights(weights, len(rows))
     sieves = _sift(_checked(chunks, rows.shape[1]), k, epsilon, rows, row_weights)
     if not sieves.n_seen:
         raise CoreclipError("the stream is empty; give at least one chunk with a row")

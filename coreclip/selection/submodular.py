@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from coreclip.errors import CoreclipError
-from coreclip.selection.facility import check_k
+from coreclip.selection.checks import check_k
 from coreclip.selection.features import Features, as_features
 from coreclip.selection.subset import Subset
 

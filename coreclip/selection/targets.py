@@ -11,7 +11,7 @@ import numpy as np
 
 from coreclip.errors import CoreclipError
 from coreclip.progress import Progress
-from coreclip.selection.facility import check_k
+from coreclip.selection.checks import check_k
 from coreclip.selection.features import Features
 from coreclip.selection.scores import ranked
 from coreclip.selection.subset import Subset
