@@ -15,6 +15,7 @@ import numpy as np
 from numba import njit
 from threadpoolctl import threadpool_limits
 
+from coreclip.selection.cosines import cosines_between, exact_cosine, product_error
 from coreclip.selection.functions import SparseFacility
 from coreclip.selection.greedy import BOUND_AT, Greedy, candidate_gains, largest_sum, lazy_from, sift_down
 from coreclip.selection.threads import in_threads, n_threads
@@ -55,8 +56,7 @@ def rounded_cosines(x: np.ndarray) -> RoundedCosines:
     RoundedCosines
     """
     n, d = x.shape
-    # A float32 inner product of unit rows, added in whatever order, misses the true one by less (Higham 2002, section 3.1).
-    slack = (d + 2) * 2.0**-24 * 1.01
+    slack = product_error(d)
     bounds = np.empty((n, n), np.uint16)
     local = threading.local()
 
@@ -80,9 +80,7 @@ def rounded_cosines(x: np.ndarray) -> RoundedCosines:
 def exact_cosines(x: np.ndarray) -> np.ndarray:
     """Return the cosines of all pairs of unit rows (float32 (n, d)), clipped to 0..1: float64 (n, n)."""
     x = np.ascontiguousarray(x, np.float32)
-    result = np.empty((len(x), len(x)))
-    in_threads(lambda start, stop: _fill_cosines(x, result, start, stop), len(x))
-    return result
+    return cosines_between(x, x)
 
 
 def maximise_cosines(x: np.ndarray, k: int, weights: np.ndarray | None = None) -> Greedy:
@@ -249,23 +247,6 @@ def _make_heap(run: _Run) -> None:
         sift_down(run.heap, size, run.bounds, at)
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
-def _cosine(rows: np.ndarray, i: int, j: int) -> float:
-    """Return the float64 inner product of two float32 rows, clipped to 0..1; the same for (j, i)."""
-    x, y = rows[i], rows[j]
-    total = 0.0
-    for c in range(x.shape[0]):
-        total += np.float64(x[c]) * np.float64(y[c])
-    return min(max(total, 0.0), 1.0)
-
-
-@njit(cache=True, nogil=True)
-def _fill_cosines(x: np.ndarray, result: np.ndarray, start: int, stop: int) -> None:
-    for i in range(start, stop):
-        for j in range(x.shape[0]):
-            result[i, j] = _cosine(x, i, j)
-
-
 @njit(cache=True, nogil=True)
 def _find_active(bounds: np.ndarray, floor: np.ndarray, active: np.ndarray) -> int:
     """List the rows that a candidate may represent better, ascending; return how many they are."""
@@ -284,7 +265,7 @@ def _exact_gain(cosines: RoundedCosines, run: _Run, j: int, active: np.ndarray) 
     """Return sum_i w_i max(cos_ij - best_i, 0); a row's term goes into the sum of its number modulo 4."""
     sums = np.zeros(4)
     for i in active[: _find_active(cosines.bounds[j], run.floor, active)]:
-        more = _cosine(cosines.rows, i, j) - run.best[i]
+        more = exact_cosine(cosines.rows[i], cosines.rows[j]) - run.best[i]
         if more > 0.0:
             sums[i % 4] += run.weights[i] * more
     return (sums[0] + sums[1]) + (sums[2] + sums[3])
@@ -293,7 +274,7 @@ def _exact_gain(cosines: RoundedCosines, run: _Run, j: int, active: np.ndarray) 
 @njit(cache=True, nogil=True)
 def _represent(cosines: RoundedCosines, run: _Run, j: int, active: np.ndarray) -> None:
     for i in active[: _find_active(cosines.bounds[j], run.floor, active)]:
-        cosine = _cosine(cosines.rows, i, j)
+        cosine = exact_cosine(cosines.rows[i], cosines.rows[j])
         if cosine > run.best[i]:
             run.best[i] = cosine
             run.floor[i] = np.uint16(cosine * _ONE)
@@ -336,4 +317,4 @@ def _list_active(
     for j in range(start, stop):
         for e in range(_find_active(cosines.bounds[j], run.floor, active)):
             rows[indptr[j] + e] = active[e]
-            values[indptr[j] + e] = _cosine(cosines.rows, active[e], j)
+            values[indptr[j] + e] = exact_cosine(cosines.rows[active[e]], cosines.rows[j])

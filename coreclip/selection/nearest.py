@@ -41,8 +41,8 @@ def sort_heaps(heaps: Heaps) -> None:
 
 
 @njit(cache=True, nogil=True)
-def offer_rows(block: np.ndarray, rows: np.ndarray, columns: np.ndarray, heaps: Heaps) -> None:
-    """Offer ``block[r, c]``, named ``columns[c]``, to the heap of ``rows[r]``; a row is not offered to itself.
+def offer_rows(block: np.ndarray, rows: np.ndarray, columns: np.ndarray, heaps: Heaps, are_pairs: bool = True) -> None:
+    """Offer ``block[r, c]``, named ``columns[c]``, to the heap of ``rows[r]``.
 
     Parameters
     ----------
@@ -50,6 +50,8 @@ def offer_rows(block: np.ndarray, rows: np.ndarray, columns: np.ndarray, heaps: 
         Similarities of at least 0.
     rows, columns : int32 (m,), (p,)
     heaps : Heaps
+    are_pairs : bool
+        Whether rows and columns are named alike, so that a row is not offered to itself.
     """
     first = heaps.first
     for r in range(block.shape[0]):
@@ -64,7 +66,7 @@ def offer_rows(block: np.ndarray, rows: np.ndarray, columns: np.ndarray, heaps: 
                 hits += similarities[c] >= worst
             if hits:
                 for c in range(start, stop):
-                    if similarities[c] >= values[0] and columns[c] != i:
+                    if similarities[c] >= values[0] and not (are_pairs and columns[c] == i):
                         _offer(similarities[c], columns[c], values, names)
 
 

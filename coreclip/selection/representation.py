@@ -14,10 +14,12 @@ from numba import njit
 from threadpoolctl import threadpool_limits
 
 from coreclip.progress import Progress
+from coreclip.selection.cosines import exact_cosine, product_error
 from coreclip.selection.features import Features
 from coreclip.selection.functions import Columns
+from coreclip.selection.nearest import empty_heaps, offer_rows
 from coreclip.selection.neighbors import columns_of_graph
-from coreclip.selection.threads import in_threads, n_threads
+from coreclip.selection.threads import n_threads
 
 if TYPE_CHECKING:
     from coreclip.selection.greedy import Similarity
@@ -110,13 +112,6 @@ def compare_parts(
     return gains, keeper.similarity(len(candidates))
 
 
-def cosines_between(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return max(0, cos) of float32 unit rows (b, d) and (r, d): float64 (b, r), each by itself."""
-    result = np.empty((len(x), len(y)))
-    in_threads(lambda start, stop: _fill(x, y, result, start, stop), len(x))
-    return result
-
-
 class _KeepAll:
     """All similarities of the candidates, float32 (m, n)."""
 
@@ -131,18 +126,17 @@ class _KeepAll:
 
 
 class _KeepSome:
-    """Those of the t candidates most like each row, the most similar first."""
+    """Those of the t candidates most like each row."""
 
     def __init__(self, n: int, t: int) -> None:
-        self.values = np.full((n, t), -1.0, np.float32)
-        self.names = np.full((n, t), np.iinfo(np.int32).max, np.int32)
+        self.heaps = empty_heaps(n, t)
 
     def keep(self, start: int, products: np.ndarray, names: np.ndarray) -> None:
-        here = slice(start, start + len(products))
-        _keep_largest(products, names, self.values[here], self.names[here])
+        rows = np.arange(start, start + len(products), dtype=np.int32)
+        offer_rows(np.clip(products, 0.0, 1.0), rows, names, self.heaps, False)
 
     def similarity(self, m: int) -> Columns:
-        columns = columns_of_graph(self.names, self.values)
+        columns = columns_of_graph(self.heaps.names, self.heaps.values)
         return columns._replace(indptr=columns.indptr[: m + 1])
 
 
@@ -174,8 +168,7 @@ def _gains_of_block(
     look: Callable[[np.ndarray, int], None] | None = None,
 ) -> np.ndarray:
     """Raise ``best`` of the rows x by the picks y in their order, and return what each adds; ``look`` sees the products."""
-    # A float32 inner product of unit rows, added in whatever order, misses the true one by less (Higham 2002, section 3.1).
-    slack = (x.shape[1] + 2) * 2.0**-24 * 1.01
+    slack = product_error(x.shape[1])
     gains = np.zeros(len(y))
     for first in range(0, len(y), _PICKS):
         some = y[first : first + _PICKS]
@@ -184,14 +177,6 @@ def _gains_of_block(
         if look is not None:
             look(products, first)
     return gains
-
-
-@njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
-def _cosine(x: np.ndarray, y: np.ndarray) -> float:
-    total = 0.0
-    for c in range(x.shape[0]):
-        total += np.float64(x[c]) * np.float64(y[c])
-    return min(max(total, 0.0), 1.0)
 
 
 @njit(cache=True, nogil=True)
@@ -207,31 +192,7 @@ def _raise_best(
     for r in range(products.shape[0]):
         for c in range(products.shape[1]):
             if np.float64(products[r, c]) + slack > best[r]:
-                value = _cosine(x[r], y[c])
+                value = exact_cosine(x[r], y[c])
                 if value > best[r]:
                     gains[c] += weights[r] * (value - best[r])
                     best[r] = value
-
-
-@njit(cache=True, nogil=True)
-def _keep_largest(products: np.ndarray, names: np.ndarray, values: np.ndarray, kept: np.ndarray) -> None:
-    """Insert each row's products into its values, which are sorted: the largest first, then the lowest name."""
-    last = values.shape[1] - 1
-    for r in range(products.shape[0]):
-        mine, theirs = values[r], kept[r]
-        for c in range(products.shape[1]):
-            value, name = min(max(products[r, c], np.float32(0.0)), np.float32(1.0)), names[c]
-            if value < mine[last] or (value == mine[last] and name > theirs[last]):
-                continue
-            at = last
-            while at > 0 and (value > mine[at - 1] or (value == mine[at - 1] and name < theirs[at - 1])):
-                mine[at], theirs[at] = mine[at - 1], theirs[at - 1]
-                at -= 1
-            mine[at], theirs[at] = value, name
-
-
-@njit(cache=True, nogil=True)
-def _fill(x: np.ndarray, y: np.ndarray, result: np.ndarray, start: int, stop: int) -> None:
-    for i in range(start, stop):
-        for j in range(y.shape[0]):
-            result[i, j] = _cosine(x[i], y[j])

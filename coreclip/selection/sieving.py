@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 
 from coreclip.errors import CoreclipError
-from coreclip.selection.representation import cosines_between
+from coreclip.selection.cosines import cosines_between
 
 _BLOCK = 2048  # rows
 _NONE = np.iinfo(np.int64).min

@@ -19,10 +19,11 @@ from coreclip.selection import (
     streaming,
 )
 from coreclip.selection import facility as facility_module
+from coreclip.selection.cosines import cosines_between
 from coreclip.selection.dense import exact_cosines
 from coreclip.selection.functions import Columns
 from coreclip.selection.greedy import maximise
-from coreclip.selection.representation import compare_parts, cosines_between, represent
+from coreclip.selection.representation import compare_parts, represent
 
 SETTINGS = settings(deadline=None, max_examples=40)
 SEEDS = st.integers(0, 2**32 - 1)
