@@ -140,17 +140,17 @@ def share_equally(sizes: np.ndarray, k: int) -> np.ndarray:
     return shares
 
 
-def take_turns(counts: Sequence[int]) -> np.ndarray:
+def take_turns(counts: Sequence[int] | np.ndarray) -> np.ndarray:
     """Return an order of the rows of groups that stand one after the other, so that every prefix is balanced.
 
     Parameters
     ----------
     counts : int (c,)
-        Rows of each group, in order of choice.
+        Rows of each group, in order of choice; there may be none.
 
     Returns
     -------
     int64 (sum of counts,)
         Keeps the order within a group; ties go to the first group.
     """
-    return np.argsort(np.concatenate([(np.arange(count) + 0.5) / count for count in counts]), kind="stable")
+    return np.argsort(np.concatenate([(np.arange(count) + 0.5) / count for count in counts if count]), kind="stable")

@@ -14,7 +14,7 @@ import numpy as np
 from coreclip.errors import CoreclipError
 from coreclip.progress import Progress
 from coreclip.selection.checks import check_k, check_labels
-from coreclip.selection.clusters import apportion, groups, spherical_kmeans
+from coreclip.selection.clusters import apportion, groups, spherical_kmeans, take_turns
 from coreclip.selection.features import Features
 from coreclip.selection.scores import clip_scores
 from coreclip.selection.subset import Subset
@@ -183,7 +183,7 @@ def _choose(
     features: Features, members: list[np.ndarray], budgets: np.ndarray, scores: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the picks and gains of all classes, which take turns."""
-    indices, gains, turns = [], [], []
+    indices, gains = [], []
     with Progress(int(budgets.sum()), "choosing", "pairs") as progress:
         for rows, budget in zip(members, budgets.tolist(), strict=True):
             if budget:
@@ -191,9 +191,8 @@ def _choose(
                 picks, added = greedy_class(pairs.vectors("image"), pairs.vectors("text"), scores[rows], budget)
                 indices.append(rows[picks])
                 gains.append(added)
-                turns.append((np.arange(budget) + 0.5) / budget)
                 progress.advance(budget)
-    order = np.argsort(np.concatenate(turns), kind="stable")
+    order = take_turns(budgets)
     return np.concatenate(indices)[order], np.concatenate(gains)[order]
 
 

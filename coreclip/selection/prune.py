@@ -13,7 +13,7 @@ import numpy as np
 
 from coreclip.errors import CoreclipError
 from coreclip.selection.checks import check_k
-from coreclip.selection.clusters import groups, spherical_kmeans
+from coreclip.selection.clusters import groups, spherical_kmeans, take_turns
 from coreclip.selection.deduplicate import DEFAULT_EPS, semdedup
 from coreclip.selection.features import Features, as_features
 from coreclip.selection.subset import Subset
@@ -98,8 +98,7 @@ def density(
         rows[np.argsort(sign * distances[rows], kind="stable")[:budget]]
         for rows, budget in zip(members, budgets, strict=True)
     ]
-    turns = np.concatenate([(np.arange(budget) + 0.5) / budget for budget in budgets if budget])
-    chosen = np.concatenate(picks)[np.argsort(turns, kind="stable")]
+    chosen = np.concatenate(picks)[take_turns(budgets)]
     parameters = {
         "eps": eps,
         "left_by_semdedup": len(left),

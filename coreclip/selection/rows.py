@@ -7,10 +7,8 @@ distance does not depend on the rows around it, and that of equal rows is exactl
 
 import contextlib
 import math
-import os
 import platform
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -20,6 +18,7 @@ from numba.extending import intrinsic, overload
 
 from coreclip.errors import CoreclipError
 from coreclip.selection.features import Features
+from coreclip.selection.threads import pieces
 
 T = TypeVar("T")
 
@@ -106,19 +105,9 @@ def mean_row(rows: Rows, weights: np.ndarray | None = None) -> np.ndarray:
     return total / weights.sum()
 
 
-@contextlib.contextmanager
-def in_pieces(n: int, d: int) -> Iterator[Callable[[Callable[[int, int], T]], list[T]]]:
-    """Give a function that runs ``work(start, stop)`` over 0..n-1, in one piece per core, by threads that are started once.
-
-    ``work`` must release the GIL; the results come in the order of the pieces.
-    """
-    n_threads = max(1, min(len(os.sched_getaffinity(0)), n * d // _WORTH_A_THREAD))
-    edges = [n * part // n_threads for part in range(n_threads + 1)]
-    if n_threads == 1:
-        yield lambda work: [work(0, n)]
-        return
-    with ThreadPoolExecutor(n_threads) as pool:
-        yield lambda work: list(pool.map(work, edges[:-1], edges[1:]))
+def in_pieces(n: int, d: int) -> contextlib.AbstractContextManager[Callable[[Callable[[int, int], T]], list[T]]]:
+    """Give a function that runs ``work(start, stop)`` over n rows of d elements: :func:`~coreclip.selection.threads.pieces`."""
+    return pieces(n, n * d // _WORTH_A_THREAD)
 
 
 def squared_distances(rows: Rows, point: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 from coreclip.errors import CoreclipError
 from coreclip.randomness import permutation
 from coreclip.selection.checks import check_k, check_labels
-from coreclip.selection.clusters import apportion, groups
+from coreclip.selection.clusters import apportion, groups, take_turns
 from coreclip.selection.difficulty import difficulty_scores
 from coreclip.selection.features import Features
 from coreclip.selection.scores import clip_scores
@@ -271,8 +271,7 @@ def _draw(
     members = [order[rows] for rows in groups(strata[order])]  # each in random order
     budgets = share_out(np.array([len(rows) for rows in members]), k)
     chosen = np.concatenate([rows[:budget] for rows, budget in zip(members, budgets, strict=True)])
-    turns = np.concatenate([(np.arange(budget) + 0.5) / budget for budget in budgets if budget])
-    return chosen[np.argsort(turns, kind="stable")], len(members)
+    return chosen[take_turns(budgets)], len(members)
 
 
 def _random_choice(

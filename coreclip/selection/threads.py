@@ -1,8 +1,12 @@
 """One piece of work per core, for compiled code that releases the interpreter's lock."""
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def n_threads() -> int:
@@ -12,7 +16,20 @@ def n_threads() -> int:
 
 def in_threads(work: Callable[[int, int], None], n: int) -> None:
     """Run ``work(start, stop)`` over 0..n-1 in one piece per core; it must release the GIL."""
-    n_pieces = max(1, min(n_threads(), n))
+    with pieces(n, n) as run:
+        run(work)
+
+
+@contextlib.contextmanager
+def pieces(n: int, most: int) -> Iterator[Callable[[Callable[[int, int], T]], list[T]]]:
+    """Give a function that runs ``work(start, stop)`` over 0..n-1, in one piece per core, by threads that are started once.
+
+    ``work`` must release the GIL; the results come in the order of the pieces, of which there are no more than ``most``.
+    """
+    n_pieces = max(1, min(n_threads(), most))
     edges = [n * part // n_pieces for part in range(n_pieces + 1)]
+    if n_pieces == 1:
+        yield lambda work: [work(0, n)]
+        return
     with ThreadPoolExecutor(n_pieces) as pool:
-        list(pool.map(work, edges[:-1], edges[1:]))
+        yield lambda work: list(pool.map(work, edges[:-1], edges[1:]))
