@@ -114,10 +114,7 @@ def negclip_scores(
     multiplications per repetition, the memory that of one batch.
     """
     temperature = resolve_temperature(features, temperature)
-    if features.image is None or features.text is None:
-        raise CoreclipError(
-            "negcliploss compares image and text, these features hold only one of them; embed the pairs with both"
-        )
+    features.check_both("negcliploss compares")
     if batch_size < 2:
         raise CoreclipError(f"batch_size = {batch_size} is not allowed: at least 2 pairs to tell apart; try 32768")
     if repetitions < 1:

@@ -80,10 +80,7 @@ def clipcov(
     start = time.perf_counter()
     n = features.n
     check_k(k, n)
-    if features.image is None or features.text is None:
-        raise CoreclipError(
-            "clipcov needs image and text, these features hold only one of them; embed the pairs with both"
-        )
+    features.check_both("clipcov needs")
     latent = _latent_classes(features, classes, clusters, labels, seed)
     members = groups(latent.of_pair)
     scores = _scores(features, members, latent)
@@ -147,8 +144,8 @@ def _check_rows(labels: np.ndarray, prompts: np.ndarray) -> None:
 
 def _zero_shot(features: Features, prompts: np.ndarray) -> np.ndarray:
     found = np.empty(features.n, np.int64)
-    for rows in _blocks(np.arange(features.n)):
-        found[rows] = np.argmax(features.take(rows).vectors("image") @ prompts.T, axis=1)
+    for rows, block in features.blocks(_BLOCK):
+        found[rows] = np.argmax(block.vectors("image") @ prompts.T, axis=1)
     return found
 
 

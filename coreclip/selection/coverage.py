@@ -90,9 +90,8 @@ def cluster(features: Features, seed: int) -> tuple[np.ndarray, np.ndarray]:
     centroids = spherical_kmeans(features.take(sample).vectors(modality), n_clusters, seed)[1]
     labels = np.empty(features.n, np.int64)
     central, best = np.full(n_clusters, -1), np.full(n_clusters, -np.inf)
-    for start in range(0, features.n, _BLOCK):
-        rows = np.arange(start, min(start + _BLOCK, features.n))
-        cosines = features.take(rows).vectors(modality) @ centroids.T
+    for rows, block in features.blocks(_BLOCK):
+        cosines = block.vectors(modality) @ centroids.T
         labels[rows] = cosines.argmax(axis=1)
         for number in np.unique(labels[rows]):
             here = np.where(labels[rows] == number, cosines[:, number], -np.inf)

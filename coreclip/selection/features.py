@@ -9,7 +9,7 @@ are in the data set's order.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
@@ -190,8 +190,8 @@ class Features:
         vectors = np.array(rows, dtype=np.float32)
         norms = np.linalg.norm(vectors, axis=1)
         # What is of unit length but for float32's rounding stays as it was given, to the last bit.
-        rounded = np.abs(norms - 1) > _FLOAT32_TOLERANCE
-        vectors[rounded] /= norms[rounded, None]
+        norms[np.abs(norms - 1) <= _FLOAT32_TOLERANCE] = 1
+        vectors /= norms[:, None]
         return vectors
 
     def take(self, indices: np.ndarray) -> Self:
@@ -200,6 +200,19 @@ class Features:
         text = None if self.text is None else self.text[indices]
         keys = None if self.keys is None else self.keys[indices]
         return type(self)(image, text, None, None, self.info, keys, self.keyed_by)
+
+    def blocks(self, size: int) -> Iterator[tuple[np.ndarray, Self]]:
+        """Yield the pairs ``size`` at a time, the last ones fewer: their indices (int64 (b,)), and :meth:`take` of these."""
+        for start in range(0, self.n, size):
+            rows = np.arange(start, min(start + size, self.n))
+            yield rows, self.take(rows)
+
+    def check_both(self, method: str) -> None:
+        """Refuse features that lack images or texts, for a ``method`` (with its verb) that looks at the two together."""
+        if self.image is None or self.text is None:
+            raise CoreclipError(
+                f"{method} image and text, these features hold only one of them; embed the pairs with both"
+            )
 
     def align(self, keys: Sequence[object] | np.ndarray) -> Self:
         """Return the rows of a data set's pairs, in its order; rows of others are left out.

@@ -355,16 +355,11 @@ def _gradient_blocks(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield rows, and their gradients with respect to image and text (see :func:`clip_gradients`)."""
     temperature = resolve_temperature(features, temperature)
-    if features.image is None or features.text is None:
-        raise CoreclipError(
-            "gradients need image and text, these features hold only one of them; embed the pairs with both"
-        )
+    features.check_both("gradients need")
     members = bank_members(features.n, bank, seed)
     others = features.take(members)
     bank_images, bank_texts = others.vectors("image"), others.vectors("text")
-    for start in range(0, features.n, _BLOCK):
-        rows = np.arange(start, min(start + _BLOCK, features.n))
-        block = features.take(rows)
+    for rows, block in features.blocks(_BLOCK):
         yield (
             rows,
             *gradients_against(

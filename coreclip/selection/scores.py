@@ -50,14 +50,9 @@ def clip_scores(features: Features) -> np.ndarray:
     CoreclipError
         When one of the two embeddings is missing.
     """
-    if features.image is None or features.text is None:
-        raise CoreclipError(
-            "clipscore compares image and text, these features hold only one of them; embed the pairs with both"
-        )
+    features.check_both("clipscore compares")
     scores = np.empty(features.n, np.float32)
-    for start in range(0, features.n, _BLOCK):
-        rows = np.arange(start, min(start + _BLOCK, features.n))
-        block = features.take(rows)
+    for rows, block in features.blocks(_BLOCK):
         # einsum adds each row by itself: a score does not depend on the rows around it.
         scores[rows] = np.einsum("ij,ij->i", block.vectors("image"), block.vectors("text"))
     return scores

@@ -447,11 +447,10 @@ def _split(features: Features, modality: str) -> np.ndarray:
     """Return the positive parts beside the negative parts, float32 (n, 2 d), made in blocks."""
     d = features.dim * (2 if modality == "both" else 1)
     x = np.empty((features.n, 2 * d), np.float32)
-    for top in range(0, features.n, _BLOCK):
-        rows = np.arange(top, min(top + _BLOCK, features.n))
-        block = features.take(rows).vectors(modality)
-        np.maximum(block, 0, out=x[rows[0] : rows[-1] + 1, :d])
-        np.maximum(-block, 0, out=x[rows[0] : rows[-1] + 1, d:])
+    for rows, block in features.blocks(_BLOCK):
+        vectors = block.vectors(modality)
+        np.maximum(vectors, 0, out=x[rows[0] : rows[-1] + 1, :d])
+        np.maximum(-vectors, 0, out=x[rows[0] : rows[-1] + 1, d:])
     return x
 
 

@@ -118,8 +118,8 @@ def normsim_scores(features: Features, target: Features | None = None, *, norm: 
 def second_moments(features: Features) -> np.ndarray:
     """Return the sum of u u^T over the images, float64 (d, d)."""
     total = np.zeros((features.dim, features.dim))
-    for rows in _blocks(features.n):
-        images = features.take(rows).vectors("image")
+    for _, block in features.blocks(_BLOCK):
+        images = block.vectors("image")
         total += images.T @ images
     return total
 
@@ -127,8 +127,8 @@ def second_moments(features: Features) -> np.ndarray:
 def _norms(features: Features, moments: np.ndarray) -> np.ndarray:
     moments = moments.astype(np.float32)
     squares = np.empty(features.n)
-    for rows in _blocks(features.n):
-        images = features.take(rows).vectors("image")
+    for rows, block in features.blocks(_BLOCK):
+        images = block.vectors("image")
         squares[rows] = np.einsum("ij,ij->i", images @ moments, images, dtype=np.float64)
     return np.sqrt(np.maximum(squares, 0))
 
@@ -151,10 +151,10 @@ def _shrinking(features: Features, k: int, steps: int) -> np.ndarray:
 def _nearest(features: Features, target: Features) -> np.ndarray:
     nearest = np.zeros(features.n, np.float32)
     with Progress(features.n, "nearest targets", "pairs") as progress:
-        for rows in _blocks(features.n):
-            images = features.take(rows).vectors("image")
-            for others in _blocks(target.n, _TILE):
-                similarity = images @ target.take(others).vectors("image").T
+        for rows, block in features.blocks(_BLOCK):
+            images = block.vectors("image")
+            for _, others in target.blocks(_TILE):
+                similarity = images @ others.vectors("image").T
                 nearest[rows] = np.maximum(nearest[rows], _largest(similarity, 1))
             progress.advance(len(rows))
     return nearest.astype(np.float64)
@@ -163,10 +163,11 @@ def _nearest(features: Features, target: Features) -> np.ndarray:
 def _nearest_other(features: Features) -> np.ndarray:
     nearest = np.zeros(features.n, np.float32)
     with Progress(features.n, "nearest images", "pairs") as progress:
-        for rows in _blocks(features.n, _TILE):
-            images = features.take(rows).vectors("image")
+        for rows, block in features.blocks(_TILE):
+            images = block.vectors("image")
             # Tiles on and above the diagonal; each serves its rows and its columns.
-            for others in _blocks(features.n, _TILE, first=int(rows[0])):
+            for start in range(int(rows[0]), features.n, _TILE):
+                others = np.arange(start, min(start + _TILE, features.n))
                 similarity = images @ (images if others[0] == rows[0] else features.take(others).vectors("image")).T
                 if others[0] == rows[0]:
                     np.fill_diagonal(similarity, 0)
@@ -178,10 +179,6 @@ def _nearest_other(features: Features) -> np.ndarray:
 
 def _largest(similarity: np.ndarray, axis: int) -> np.ndarray:
     return np.maximum(similarity.max(axis=axis), -similarity.min(axis=axis))
-
-
-def _blocks(n: int, size: int = _BLOCK, first: int = 0) -> list[np.ndarray]:
-    return [np.arange(start, min(start + size, n)) for start in range(first, n, size)]
 
 
 def _check_images(features: Features, what: str) -> None:
