@@ -8,9 +8,12 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coreclip.errors import CoreclipError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _CHUNK = 1 << 22
 
@@ -83,6 +86,25 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write ``value`` as indented JSON with sorted keys, atomically. NaN and infinity are refused."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_npy(path: Path, remedy: str = "make it again", *, mapped: bool = False) -> "np.ndarray":
+    """Read an array of numbers, ``mapped`` into memory; nothing is unpickled.
+
+    Raises
+    ------
+    CoreclipError
+        For a file that is no such array, with what to do about it.
+    """
+    import numpy as np
+
+    try:
+        array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("an archive of arrays")
+    except (OSError, ValueError, EOFError) as error:
+        raise CoreclipError(f"{path} is not a readable .npy of numbers ({error}); {remedy}") from None
+    return array
 
 
 def read_json(path: str | os.PathLike[str], what: str) -> Any:

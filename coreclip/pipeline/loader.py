@@ -85,6 +85,21 @@ class Batch:
     def __len__(self) -> int:
         return len(self.index)
 
+    def check_decoded(self, dataset: Dataset) -> None:
+        """Refuse the batch where an image of the data set that it is of did not decode.
+
+        Raises
+        ------
+        CoreclipError
+            Naming the first such pairs.
+        """
+        if not self.valid.all():
+            broken = self.index[~self.valid].tolist()
+            raise CoreclipError(
+                f"the images of the pairs {broken[:8]} of {dataset.path} can't be decoded; the file has changed since it was "
+                "converted; run the same convert command again: it checks every file"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Settings:

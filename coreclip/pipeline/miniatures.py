@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from coreclip.errors import CoreclipError
 from coreclip.pipeline.dataset import Dataset
 from coreclip.pipeline.loader import make_loader
 from coreclip.progress import Progress
@@ -35,12 +34,7 @@ def thumbnails(dataset: Dataset, *, size: int = 24, workers: int = 2) -> np.ndar
     loader = make_loader(dataset, batch_size=_BATCH, image_size=size, train=False, workers=workers)
     with Progress(dataset.n, "shrinking images") as progress:
         for batch in loader:
-            if not batch.valid.all():
-                broken = batch.index[~batch.valid].tolist()
-                raise CoreclipError(
-                    f"the images of the pairs {broken[:8]} of {dataset.path} can't be decoded; the file has changed since it "
-                    "was converted; run the same convert command again: it checks every file"
-                )
+            batch.check_decoded(dataset)
             result[batch.index.numpy()] = batch.images.permute(0, 2, 3, 1).numpy()
             progress.advance(len(batch))
     return result

@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 
 from coreclip.errors import CoreclipError
-from coreclip.files import read_json
+from coreclip.files import read_json, read_npy
 from coreclip.selection.keys import as_names, positions_of
 
 MODALITIES = ("image", "text", "both")
@@ -71,7 +71,7 @@ class Features:
                 f"no features at {path}: it does not exist; make them with coreclip embed or check the path"
             )
         if path.suffix == ".npy":
-            return cls.from_arrays(_read_npy(path), source=str(path))
+            return cls.from_arrays(read_npy(path, mapped=True), source=str(path))
         if path.suffix == ".npz":
             return cls.from_arrays(**_read_datacomp(path), source=str(path))
         if (path / "features.json").exists():
@@ -256,7 +256,7 @@ def _read_folder(path: Path) -> dict[str, Any]:
             f"{path}/features.json is not of format version 1, the only one known; make the features again"
         )
     names = ("image", "text", "captions", "offsets")
-    arrays = {name: _read_npy(path / f"{name}.npy") for name in names if (path / f"{name}.npy").exists()}
+    arrays = {name: read_npy(path / f"{name}.npy", mapped=True) for name in names if (path / f"{name}.npy").exists()}
     for name in arrays.keys() & {"image", "text"}:
         if arrays[name].shape != (info.get("n"), info.get("dim")):
             raise CoreclipError(
@@ -264,13 +264,6 @@ def _read_folder(path: Path) -> dict[str, Any]:
                 f"{arrays[name].shape}; make the features again"
             )
     return {**arrays, "info": info}
-
-
-def _read_npy(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise CoreclipError(f"{path} is not a readable .npy of numbers ({error}); make it again") from None
 
 
 def _read_datacomp(path: Path) -> dict[str, Any]:
@@ -332,7 +325,7 @@ def _read_parts(folder: Path) -> np.ndarray:
     parts = _in_order(folder, ".npy")
     if not parts:
         raise CoreclipError(f"{folder} holds no .npy files; clip-retrieval writes one per part there")
-    arrays = [_read_npy(part) for part in parts]
+    arrays = [read_npy(part, mapped=True) for part in parts]
     if len({array.shape[1:] for array in arrays}) > 1 or arrays[0].ndim != 2:
         raise CoreclipError(f"the parts in {folder} have unequal widths; they must come from one model")
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from coreclip.errors import CoreclipError
-from coreclip.files import atomic_path
+from coreclip.files import atomic_path, read_npy
 from coreclip.selection.keys import as_names, positions_of, uids_of_halves
 from coreclip.selection.subset import Subset
 from coreclip.selection.uids import UID, parse_uids, sort_uids
@@ -143,10 +143,7 @@ def _read_keys(path: Path) -> np.ndarray:
 
 
 def _read_npy(path: Path) -> tuple[str, np.ndarray]:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise CoreclipError(f"{path} is not a readable .npy of numbers ({error}); make it again") from None
+    array = read_npy(path)
     if array.ndim == 1 and array.dtype == UID:
         return "uids", uids_of_halves(array)
     if array.ndim == 1 and array.dtype.kind in "iu":

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from coreclip.errors import CoreclipError
-from coreclip.files import read_json
+from coreclip.files import read_json, read_npy
 
 CHECKPOINT_SIGNALS = ("grand", "tracin", "vog")
 """Signals that are not noted in training but made afterwards, from the weights that a run has kept; of any data set."""
@@ -50,7 +50,7 @@ def load_signals(run: str | Path, fingerprint: str | None = None) -> dict[str, n
             f"the signals of {run} are of the data set {str(_origin(files[0]))[:12]}, this is {str(fingerprint)[:12]}; "
             "give a run that was trained on this data set"
         )
-    return {file.stem: _read(file) for file in kept}
+    return {file.stem: read_npy(file, "train again", mapped=True) for file in kept}
 
 
 def checkpoint_signals_of(expression: str) -> set[str]:
@@ -125,10 +125,3 @@ def _origin(file: Path) -> str | None:
         return read_json(note, "note on a signal").get("fingerprint") if note.exists() else None
     record = file.parent.parent / "run.json"
     return read_json(record, "run record").get("asked", {}).get("fingerprint") if record.exists() else None
-
-
-def _read(file: Path) -> np.ndarray:
-    try:
-        return np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise CoreclipError(f"{file} is not a readable .npy of numbers ({error}); train again") from None

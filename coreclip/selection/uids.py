@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from coreclip.errors import CoreclipError
-from coreclip.files import atomic_path
+from coreclip.files import atomic_path, read_npy
 
 UID = np.dtype("u8,u8")
 _HEX = 32  # digits of a uid
@@ -94,13 +94,11 @@ def load_uids(path: str | Path) -> np.ndarray:
     """
     if not Path(path).is_file():
         raise CoreclipError(f"no uids at {path}: the file does not exist; check the path")
-    try:
-        uids = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise CoreclipError(f"{path} is not a readable .npy ({error}); make it again") from None
-    if not isinstance(uids, np.ndarray) or uids.dtype != UID or uids.ndim != 1:
-        found = f"{uids.dtype} of shape {uids.shape}" if isinstance(uids, np.ndarray) else "an archive"
-        raise CoreclipError(f"{path} holds {found}; DataComp's uids are a list of dtype u8,u8")
+    uids = read_npy(Path(path))
+    if uids.dtype != UID or uids.ndim != 1:
+        raise CoreclipError(
+            f"{path} holds {uids.dtype} of shape {uids.shape}; DataComp's uids are a list of dtype u8,u8"
+        )
     return uids
 
 

@@ -26,7 +26,6 @@ from coreclip.progress import Progress
 from coreclip.selection.gradients import bank_members, gradients_against
 from coreclip.selection.signals import CHECKPOINT_SIGNALS
 from coreclip.training.device import resolve_device
-from coreclip.training.features import check_decoded
 from coreclip.training.model import MAX_LOGIT_SCALE, Clip
 from coreclip.training.store import KeptWeights, kept_weights, load_kept, read_record
 
@@ -345,7 +344,7 @@ class _Feed:
         device = self._models.device
         with Progress(self.n if indices is None else len(indices), label) as progress:
             for batch in loader:
-                check_decoded(batch, self.dataset)
+                batch.check_decoded(self.dataset)
                 yield batch.index.numpy(), batch.images.to(device), batch.tokens.to(device)
                 progress.advance(len(batch.index))
 

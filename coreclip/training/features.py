@@ -15,7 +15,7 @@ from torch import Tensor
 
 from coreclip.errors import CoreclipError
 from coreclip.files import atomic_path, check_free_disk, lock, read_json, sha256_file, write_json
-from coreclip.pipeline import Batch, Dataset, make_loader
+from coreclip.pipeline import Dataset, make_loader
 from coreclip.progress import Progress
 from coreclip.training.clip_model import ClipModel
 
@@ -144,19 +144,9 @@ def image_features(
     )
     with Progress(dataset.n, "embedding images") as progress:
         for batch in loader:
-            check_decoded(batch, dataset)
+            batch.check_decoded(dataset)
             yield batch.index.numpy(), clip.encode_image(batch.images)
             progress.advance(len(batch.index))
-
-
-def check_decoded(batch: Batch, dataset: Dataset) -> None:
-    """Refuse a batch with an image that did not decode."""
-    if not batch.valid.all():
-        broken = batch.index[~batch.valid].tolist()
-        raise CoreclipError(
-            f"the images of the pairs {broken[:8]} of {dataset.path} can't be decoded; the file has changed since it was "
-            "converted; run the same convert command again: it checks every file"
-        )
 
 
 def encode_unique(encode: Callable[[list[str]], Tensor], texts: list[str]) -> Tensor:
