@@ -124,11 +124,12 @@ def maximise_cosines(x: np.ndarray, k: int, weights: np.ndarray | None = None) -
     if done < k:
         function, free = _keep_active(cosines, run)
         del cosines
+        gains_now = candidate_gains(function)
         for mark in sorted({mark for mark in marks if mark > done}):
-            lazy_from(function, free, picks[done:mark], gains[done:mark])
+            lazy_from(function, gains_now, free, picks[done:mark], gains[done:mark])
             free = free[~np.isin(free, picks[done:mark])]
-            done = mark
-            bound = min(bound, function.value() + largest_sum(candidate_gains(function), k))
+            done, gains_now = mark, candidate_gains(function)
+            bound = min(bound, function.value() + largest_sum(gains_now, k))
     objective = float(row_weights @ run.best)
     return Greedy(picks, gains, objective, max(objective, bound))
 

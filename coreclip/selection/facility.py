@@ -91,39 +91,30 @@ def facility_location(
     -----
     Greedy is within 1 - 1/e of the best (Nemhauser et al. 1978); the upper bound usually shows it to be much nearer.
     """
-    from coreclip.selection.greedy import maximise
+    from coreclip.selection.greedy import maximise, noted
 
     start = time.perf_counter()
     if metric not in METRICS:
         raise CoreclipError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
     if neighbors is not None and neighbors < 1:
         raise CoreclipError(f"neighbors = {neighbors} is not allowed: at least 1, the pair itself")
+    settings: dict[str, Any] = {"optimizer": optimizer, "epsilon": epsilon, "seed": seed}
+    search: dict[str, Any] = {}
+    dense: dict[str, Any] = {}
     if metric == "precomputed":
-        precomputed = _check_precomputed(features, neighbors)
-        n, fingerprint = len(precomputed), None
+        similarity = _check_precomputed(features, neighbors)
+        n, fingerprint = len(similarity), None
+        check_k(k, n)
+        found = maximise(similarity, check_weights(weights, n), k, **settings)
     else:
         features = as_features(features)
         n, fingerprint = features.n, features.fingerprint
-    check_k(k, n)
-    row_weights = check_weights(weights, n)
-    search: dict[str, Any] = {}
-    settings: dict[str, Any] = {"optimizer": optimizer, "epsilon": epsilon, "seed": seed}
-    dense: dict[str, Any] = {}
-    if metric == "precomputed":
-        found = maximise(precomputed, row_weights, k, **settings)
-    else:
-        features = as_features(features)
-        if device != "cpu" and (lists is not None or probes is not None):
-            raise CoreclipError(f"device = {device!r} compares all pairs; leave lists and probes out")
-        neighbors = resolve_neighbors(neighbors, n, optimizer) if device == "cpu" else neighbors or DEFAULT_NEIGHBORS
-        if neighbors is not None:
-            width = features.dim * (2 if modality == "both" else 1)
-            lists, probes = _search_of(n, width, lists, probes) if device == "cpu" else (None, None)
-            search = {"lists": lists, "probes": probes, "device": device}
+        check_k(k, n)
+        row_weights = check_weights(weights, n)
+        neighbors, search = _search_of(features, modality, neighbors, lists, probes, device, optimizer)
         found = maximise_features(features, k, modality, neighbors, row_weights, settings, **search)
         if neighbors is not None:
             dense = _dense_objective(features, found.picks, modality, row_weights, seed)
-    parameters = {"metric": metric, "modality": modality, "neighbors": neighbors, "optimizer": optimizer, **search}
     return Subset(
         indices=found.picks,
         weights=np.ones(k),
@@ -131,7 +122,14 @@ def facility_location(
         objective=found.objective,
         upper_bound=found.upper_bound,
         method="facility-location",
-        parameters=parameters | ({"epsilon": epsilon} if optimizer in ("stochastic", "threshold") else {}) | dense,
+        parameters={
+            "metric": metric,
+            "modality": modality,
+            "neighbors": neighbors,
+            **noted(optimizer, epsilon),
+            **search,
+            **dense,
+        },
         seed=seed,
         n=n,
         seconds=time.perf_counter() - start,
@@ -139,13 +137,30 @@ def facility_location(
     )
 
 
-def _search_of(n: int, d: int, lists: int | None, probes: int | None) -> tuple[int | None, int | None]:
-    """Return in how many lists neighbours are looked for, and how many of them are looked into; None and None for all pairs."""
+def _search_of(
+    features: Features,
+    modality: str,
+    neighbors: int | None,
+    lists: int | None,
+    probes: int | None,
+    device: str,
+    optimizer: str,
+) -> tuple[int | None, dict[str, Any]]:
+    """Return how many similarities are kept per pair (None for all), and how they are looked for where not all are."""
     from coreclip.selection.neighbors import DEFAULT_PROBES, default_lists
 
-    if lists is None and probes is None and n * n * d <= 2 * _MOST_EXACT:
-        return None, None
-    return default_lists(n) if lists is None else lists, DEFAULT_PROBES if probes is None else probes
+    if device != "cpu":
+        if lists is not None or probes is not None:
+            raise CoreclipError(f"device = {device!r} compares all pairs; leave lists and probes out")
+        return neighbors or DEFAULT_NEIGHBORS, {"lists": None, "probes": None, "device": device}
+    neighbors = resolve_neighbors(neighbors, features.n, optimizer)
+    if neighbors is None:
+        return None, {}
+    products = features.n**2 * features.width(modality)
+    if lists is not None or probes is not None or products > 2 * _MOST_EXACT:
+        lists = default_lists(features.n) if lists is None else lists
+        probes = DEFAULT_PROBES if probes is None else probes
+    return neighbors, {"lists": lists, "probes": probes, "device": device}
 
 
 def facility_objective(
@@ -191,8 +206,8 @@ def _dense_objective(
     """Return what a subset notes of the objective with all similarities."""
     from coreclip.selection.representation import represent
 
-    n, width = features.n, features.dim * (2 if modality == "both" else 1)
-    m = min(n, max(_FEWEST_ROWS, _MOST_PRODUCTS // (len(picks) * width)))
+    n = features.n
+    m = min(n, max(_FEWEST_ROWS, _MOST_PRODUCTS // (len(picks) * features.width(modality))))
     rows = np.sort(permutation(n, seed, stream=_STREAM_OBJECTIVE)[:m])
     values = weights[rows] * represent(features, modality, picks, rows=rows)[0]
     error = n * math.sqrt((1 - m / n) * float(values.var(ddof=1)) / m) if m < n else 0.0
@@ -227,19 +242,20 @@ def maximise_features(
     from coreclip.selection.accelerated import device_graph
     from coreclip.selection.dense import exact_cosines, maximise_cosines
     from coreclip.selection.greedy import maximise
-    from coreclip.selection.neighbors import columns_of_graph, inverted_graph
+    from coreclip.selection.neighbors import columns_of_graph, inverted_graph, neighbor_graph
 
     x = features.vectors(modality)
-    if neighbors is not None and device != "cpu":
-        return maximise(columns_of_graph(*device_graph(x, neighbors, device)), weights, k, **settings)
-    if neighbors is not None and probes is not None:
-        graph = inverted_graph(x, neighbors, lists=lists, probes=probes, seed=settings["seed"])
-        return maximise(columns_of_graph(*graph), weights, k, **settings)
-    if neighbors is not None:
-        return maximise(similarity_of(x, neighbors), weights, k, **settings)
-    if settings["optimizer"] == "lazy":
+    if neighbors is None and settings["optimizer"] == "lazy":
         return maximise_cosines(x, k, None if (weights == 1).all() else weights)
-    return maximise(exact_cosines(x), weights, k, **settings)
+    if neighbors is None:
+        return maximise(exact_cosines(x), weights, k, **settings)
+    if device != "cpu":
+        graph = device_graph(x, neighbors, device)
+    elif probes is not None:
+        graph = inverted_graph(x, neighbors, lists=lists, probes=probes, seed=settings["seed"])
+    else:
+        graph = neighbor_graph(x, neighbors)
+    return maximise(columns_of_graph(*graph), weights, k, **settings)
 
 
 def similarity_of(

@@ -156,6 +156,10 @@ class Features:
         """Dimensions of an embedding."""
         return int(self._first.shape[1])
 
+    def width(self, modality: str) -> int:
+        """Return the dimensions of :meth:`vectors`."""
+        return self.dim * (2 if modality == "both" else 1)
+
     @property
     def fingerprint(self) -> str | None:
         """The data set's that these were made from, where it is known."""

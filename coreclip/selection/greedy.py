@@ -131,7 +131,7 @@ def maximise_function(
     free = np.arange(state.m) if candidates is None else np.array(candidates, np.int64)
     picks, gains = np.empty(k, np.int64), np.empty(k)
     if optimizer == "lazy":
-        _lazy(state, candidate_gains(state), free, picks, gains, state.slack, state.monotone)
+        lazy_from(state, candidate_gains(state), free, picks, gains)
     elif optimizer == "naive":
         _naive(state, free, picks, gains)
     elif optimizer == "stochastic":
@@ -143,6 +143,11 @@ def maximise_function(
     objective = state.value()
     bound = max(objective, upper_bound(function, picks)) if function.monotone else None
     return Greedy(picks, gains, objective, bound)
+
+
+def noted(optimizer: str, epsilon: float) -> dict[str, Any]:
+    """Return what a subset notes of how it was maximised."""
+    return {"optimizer": optimizer} | ({"epsilon": epsilon} if optimizer in ("stochastic", "threshold") else {})
 
 
 def upper_bound(function: Function, picks: np.ndarray) -> float:
@@ -169,9 +174,14 @@ def candidate_gains(function: Function) -> np.ndarray:
     return gains
 
 
-def lazy_from(function: Function, free: np.ndarray, picks: np.ndarray, gains: np.ndarray) -> None:
-    """Go on picking lazily among ``free`` (int64) where ``function`` stands; fills ``picks`` and ``gains``, both (k,)."""
-    _lazy(function, candidate_gains(function), free, picks, gains, function.slack, function.monotone)
+def lazy_from(
+    function: Function, gains_now: np.ndarray, free: np.ndarray, picks: np.ndarray, gains: np.ndarray
+) -> None:
+    """Go on picking lazily among ``free`` (int64) where ``function`` stands; fills ``picks`` and ``gains``, both (k,).
+
+    ``gains_now`` are :func:`candidate_gains`, and are used up.
+    """
+    _lazy(function, gains_now, free, picks, gains, function.slack, function.monotone)
 
 
 def _naive(function: Function, free: np.ndarray, picks: np.ndarray, gains: np.ndarray) -> None:

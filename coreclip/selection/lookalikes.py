@@ -90,7 +90,7 @@ def copies(
 def highest_likeness(thumbnails: np.ndarray, n_clusters: int, probes: int, seed: int) -> np.ndarray:
     """Return each picture's highest likeness to an earlier one, float64 (n,); -1 where it was compared with none."""
     n = len(thumbnails)
-    whole = np.concatenate([describe(thumbnails[i : i + _BLOCK])[:, 0] for i in range(0, n, _BLOCK)])
+    whole = np.concatenate([describe(thumbnails[i : i + _BLOCK], crops=False)[:, 0] for i in range(0, n, _BLOCK)])
     labels, centroids = spherical_kmeans(whole, n_clusters, seed)
 
     def queries() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -104,16 +104,18 @@ def highest_likeness(thumbnails: np.ndarray, n_clusters: int, probes: int, seed:
     return highest_earlier(whole, labels, np.arange(n), queries())
 
 
-def describe(thumbnails: np.ndarray) -> np.ndarray:
+def describe(thumbnails: np.ndarray, *, crops: bool = True) -> np.ndarray:
     """Return the descriptions of pictures, whole and cut.
 
     Parameters
     ----------
     thumbnails : uint8 (b, 24, 24, 3)
+    crops : bool
+        Whether to describe the crops too.
 
     Returns
     -------
-    float32 (b, 10, 192)
+    float32 (b, 10, 192), or (b, 1, 192) without crops
         Of unit norm; the whole picture first, then its nine crops. Zeros where there is but one colour.
     """
     pixels = np.einsum("oc,byxc->boyx", _OPPONENT, thumbnails.astype(np.float64), optimize=True)
@@ -121,7 +123,7 @@ def describe(thumbnails: np.ndarray) -> np.ndarray:
     sides = np.stack(
         [_cosines() @ _averages(*span) for span in ((0, THUMBNAIL_SIDE), (0, _CROP), (1, _CROP), (2, _CROP))]
     )
-    spans = [(0, 0), *((top, left) for top in (1, 2, 3) for left in (1, 2, 3))]
+    spans = [(0, 0), *((top, left) for top in (1, 2, 3) for left in (1, 2, 3) if crops)]
     numbers = np.arange(_FREQUENCIES)
     weight = np.hypot(numbers[:, None], numbers) * np.array([1, _COLOUR, _COLOUR])[:, None, None]  # 0 for the mean
     result = np.empty((len(pixels), len(spans), weight.size), np.float32)

@@ -330,12 +330,12 @@ def _merge(
 def _go_on(similarity: Any, picks: np.ndarray, n: int, k: int) -> np.ndarray:
     """Return the picks and others that greedy adds to them, k together."""
     from coreclip.selection.functions import facility
-    from coreclip.selection.greedy import add_all, lazy_from
+    from coreclip.selection.greedy import add_all, candidate_gains, lazy_from
 
     function = facility(similarity, np.ones(n))
     add_all(function, picks)
     more, gains = np.empty(k - len(picks), np.int64), np.empty(k - len(picks))
-    lazy_from(function, np.setdiff1d(np.arange(function.m), picks), more, gains)
+    lazy_from(function, candidate_gains(function), np.setdiff1d(np.arange(function.m), picks), more, gains)
     return np.concatenate([picks, more])
 
 

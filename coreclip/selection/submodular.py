@@ -409,10 +409,9 @@ def _choose(
     fingerprint: str | None,
     candidates: np.ndarray | None = None,
 ) -> Subset:
-    from coreclip.selection.greedy import maximise_function
+    from coreclip.selection.greedy import maximise_function, noted
 
     found = maximise_function(function, k, optimizer=optimizer, epsilon=epsilon, seed=seed, candidates=candidates)
-    parameters = parameters | {"optimizer": optimizer}
     return Subset(
         indices=found.picks,
         weights=np.ones(k),
@@ -420,7 +419,7 @@ def _choose(
         objective=found.objective,
         upper_bound=found.upper_bound,
         method=method,
-        parameters=parameters | ({"epsilon": epsilon} if optimizer in ("stochastic", "threshold") else {}),
+        parameters=parameters | noted(optimizer, epsilon),
         seed=seed,
         n=function.m,
         seconds=time.perf_counter() - start,
@@ -445,7 +444,7 @@ def _check_mixed(weights: dict[str, float]) -> None:
 
 def _split(features: Features, modality: str) -> np.ndarray:
     """Return the positive parts beside the negative parts, float32 (n, 2 d), made in blocks."""
-    d = features.dim * (2 if modality == "both" else 1)
+    d = features.width(modality)
     x = np.empty((features.n, 2 * d), np.float32)
     for rows, block in features.blocks(_BLOCK):
         vectors = block.vectors(modality)
