@@ -7,7 +7,7 @@ multiplications. Memory is a block for each thread plus the result.
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -63,7 +63,8 @@ def dense_similarity(x: np.ndarray, measure: Measure = cosine, self_similarity: 
         Symmetric to the last bit.
     """
     result = np.empty((len(x), len(x)), np.float32)
-    for rows, columns, block in _blocks(x, measure):
+    for rows, columns in _spans(len(x)):
+        block = _similarities(x, rows, columns, measure)
         result[rows, columns] = block
         if rows != columns:
             result[columns, rows] = block.T
@@ -102,12 +103,11 @@ def neighbor_graph(
     first = int(include_self)
     heaps = empty_heaps(n, min(t, n - 1 + first), first)
     names = np.arange(n, dtype=np.int32)
-    spans = [slice(start, min(start + _BLOCK, n)) for start in range(0, n, _BLOCK)]
-    locks = {span.start: threading.Lock() for span in spans}
+    locks = {start: threading.Lock() for start in range(0, n, _BLOCK)}
 
     def compare(block: tuple[slice, slice]) -> int:
         rows, columns = block
-        similarities = np.ascontiguousarray(measure(x[rows] @ x[columns].T, rows, columns), np.float32)
+        similarities = _similarities(x, rows, columns, measure)
         with locks[rows.start]:
             offer_rows(similarities, names[rows], names[columns], heaps)
         if rows != columns:
@@ -115,14 +115,13 @@ def neighbor_graph(
                 offer_columns(similarities, names[rows], names[columns], heaps)
         return similarities.size
 
-    blocks = [(rows, columns) for number, rows in enumerate(spans) for columns in spans[number:]]
     # Each thread multiplies by itself: a library's own threads would spin beside ours between two products.
     with (
         Progress(n * (n + _BLOCK) // 2, "neighbours", "comparisons") as progress,
         threadpool_limits(1),
         ThreadPoolExecutor(n_threads()) as pool,
     ):
-        for size in pool.map(compare, blocks):
+        for size in pool.map(compare, _spans(n)):
             progress.advance(size)
     return _graph_of(heaps, self_similarity)
 
@@ -229,14 +228,14 @@ def columns_of_graph(indices: np.ndarray, values: np.ndarray) -> Columns:
     return Columns(indptr, rows, column_values)
 
 
-def _blocks(x: np.ndarray, measure: Measure) -> Iterator[tuple[slice, slice, np.ndarray]]:
-    """Yield (rows, columns, float32 similarities) of the blocks on and above the diagonal, columns ascending."""
-    edges = [*range(0, len(x), _BLOCK), len(x)]
-    spans = [slice(start, stop) for start, stop in itertools.pairwise(edges)]
-    for number, rows in enumerate(spans):
-        for columns in spans[number:]:
-            block = measure(x[rows] @ x[columns].T, rows, columns)
-            yield rows, columns, np.ascontiguousarray(block, dtype=np.float32)
+def _spans(n: int) -> list[tuple[slice, slice]]:
+    """Return the rows and columns of the blocks on and above the diagonal."""
+    spans = [slice(start, min(start + _BLOCK, n)) for start in range(0, n, _BLOCK)]
+    return [(rows, columns) for number, rows in enumerate(spans) for columns in spans[number:]]
+
+
+def _similarities(x: np.ndarray, rows: slice, columns: slice, measure: Measure) -> np.ndarray:
+    return np.ascontiguousarray(measure(x[rows] @ x[columns].T, rows, columns), np.float32)
 
 
 @njit(cache=True, nogil=True)
