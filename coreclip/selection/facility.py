@@ -155,6 +155,11 @@ def _search_of(
         return neighbors or DEFAULT_NEIGHBORS, {"lists": None, "probes": None, "device": device}
     neighbors = resolve_neighbors(neighbors, features.n, optimizer)
     if neighbors is None:
+        if lists is not None or probes is not None:
+            raise CoreclipError(
+                f"lists = {lists}, probes = {probes} mean nothing where all similarities of {features.n} pairs are kept; "
+                f"leave them out, or give neighbors"
+            )
         return None, {}
     products = features.n**2 * features.width(modality)
     if lists is not None or probes is not None or products > 2 * _MOST_EXACT:

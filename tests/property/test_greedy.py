@@ -332,6 +332,14 @@ def test_lists_and_probes_out_of_range_are_refused():
             inverted_graph(x, 5, **arguments)
 
 
+def test_lists_and_probes_that_would_change_nothing_are_refused():
+    for arguments in ({"lists": 5}, {"probes": 0}):
+        with pytest.raises(
+            CoreclipError, match="mean nothing where all similarities of 50 pairs are kept; leave them out"
+        ):
+            facility_location(clustered(50 + 10)[:50], 5, **arguments)
+
+
 def clustered(n, d=16):
     rng = np.random.default_rng(7)
     x = rng.normal(size=(n // 30, d))[rng.integers(0, n // 30, n)] + 0.5 * rng.normal(size=(n, d))
