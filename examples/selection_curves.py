@@ -1,9 +1,9 @@
-"""Accuracy of a small network trained on a part of Fashion-MNIST and of CIFAR-10, for eight ways to choose the part.
+"""Accuracy of a small network trained on a part of Fashion-MNIST and of CIFAR-10, for nine ways to choose the part.
 
     python examples/selection_curves.py curves --data ../shared/data --plan
     python examples/selection_curves.py curves --data ../shared/data --figure docs/selection-curves.png
 
-Expected: about 260 trainings of 10 to 20 s each on one core, together 1 to 2 hours; each finished one is a line of
+Expected: about 290 trainings of 10 to 20 s each on one core, together 1 to 2 hours; each finished one is a line of
 ``curves/cells.jsonl``, and a run that was stopped goes on from there. It ends with ``curves/selection-curves.md`` and the
 figure; docs/selection-curves.md shows what came out. DATA holds ``fashion-mnist/*.gz`` (the original IDX files) and
 ``cifar10/train.tar, test.tar`` (SPLIT/CLASS/NAME.jpg).
@@ -11,7 +11,10 @@ figure; docs/selection-curves.md shows what came out. DATA holds ``fashion-mnist
 Every training takes the same number of steps with batches of the same size, whatever the part. A proxy, the same network trained
 once on everything for as many steps with another seed, gives the methods what they choose by: the outputs of its last but one layer, minus their
 mean (facility-location, k-center, semdedup), the gradients of its last layer (craig, gradmatch) and its errors ||p - y|| (ccs). So
-these six have paid for one more training than random and stratified have, and have seen all labels.
+these methods have paid for one more training than random and stratified have, and have seen all labels.
+
+craig and gradmatch come with weights, which multiply an image's loss. craig-drawn has craig's images and weights too, but an image
+is drawn as often as its weight says, and its loss counts once: the same gradient in the mean, in steps of even size.
 """
 
 import argparse
@@ -156,11 +159,17 @@ def network(channels: int, side: int, seed: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def batches(n: int, size: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield positions below n without end: shuffled passes, one after the other, cut into batches of the same size."""
-    left = np.empty(0, np.int64)
+def batches(weights: np.ndarray, size: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield positions without end: shuffled passes, one after the other, cut into batches of the same size.
+
+    A pass of n positions holds the position i as often as weights[i], of mean 1, says: rounded down or up, at random, so that it is
+    right in the mean. Where all weights are 1 it holds each once.
+    """
+    left, ends = np.empty(0, np.int64), np.cumsum(weights) / weights.sum() * len(weights)
     for epoch in itertools.count():
-        left = np.concatenate([left, permutation(n, seed, epoch=epoch)])
+        marks = np.arange(len(weights)) + uniform(seed, epoch, np.zeros(1, np.int64), stream=2)
+        drawn = np.minimum(np.searchsorted(ends, marks, side="right"), len(weights) - 1)
+        left = np.concatenate([left, drawn[permutation(len(weights), seed, epoch=epoch)]])
         while len(left) >= size:
             yield left[:size]
             left = left[size:]
@@ -172,15 +181,17 @@ def mirrored(images: torch.Tensor, seed: int, step: int) -> torch.Tensor:
     return torch.where(half[:, None, None, None], images.flip(3), images)
 
 
-def train(images: Images, choice: Choice, steps: int, batch: int, seed: int) -> nn.Sequential:
-    """Train on the chosen images for so many steps, whatever their number; a weight multiplies an image's loss."""
-    indices, weights = torch.from_numpy(choice[0].copy()), torch.from_numpy(choice[1]).float()
+def train(images: Images, choice: Choice, steps: int, batch: int, seed: int, drawn: bool = False) -> nn.Sequential:
+    """Train on the chosen images for so many steps, whatever their number; a weight multiplies an image's loss or its draws."""
+    even_weights = np.ones(len(choice[0]))
+    draws, factors = (choice[1], even_weights) if drawn else (even_weights, choice[1])
+    indices, weights = torch.from_numpy(choice[0].copy()), torch.from_numpy(factors).float()
     model = network(*images.train.shape[1:3], seed=seed).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=0.9, weight_decay=5e-4, nesterov=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / max(1, steps // 5), (steps - step) / (steps - steps // 5))
     )
-    for step, positions in enumerate(itertools.islice(batches(len(indices), batch, seed), steps)):
+    for step, positions in enumerate(itertools.islice(batches(draws, batch, seed), steps)):
         rows = indices[positions]
         pixels = images.train[rows]
         if pixels.shape[1] == 3:  # photographs look as natural in a mirror; the clothes and shoes all face the same way
@@ -253,10 +264,12 @@ METHODS: dict[str, Callable[[Material, int], Choice]] = {
     "facility-location": lambda material, k: even(facility_location(material.embeddings, k).indices),
     "k-center": lambda material, k: even(k_center(material.embeddings, k).indices),
     "craig": choose_craig,
+    "craig-drawn": choose_craig,
     "gradmatch": choose_gradmatch,
     "semdedup": lambda material, k: even(semdedup(material.embeddings, k, seed=material.seed).indices),
     "ccs": choose_ccs,
 }
+DRAWN = ("craig-drawn",)  # their weights say how often an image is drawn
 NESTED = ("facility-location", "k-center", "semdedup")  # a smaller choice is the beginning of a larger one
 
 
@@ -307,7 +320,7 @@ class Study:
         else:
             choice = METHODS[cell.method](material, k)
         chosen = time.perf_counter()
-        model = train(images, choice, cell.steps, cell.batch, cell.seed)
+        model = train(images, choice, cell.steps, cell.batch, cell.seed, drawn=cell.method in DRAWN)
         return {
             **vars(cell),
             "n": len(images.train),
@@ -408,7 +421,7 @@ def show(values: list[float], sign: str = "") -> str:
 # Okabe & Ito's colours, told apart by people who see red and green alike; random is the black one.
 LOOKS = {
     "random": ("#000000", "o"), "stratified": ("#999999", "s"), "facility-location": ("#D55E00", "^"),
-    "k-center": ("#0072B2", "v"), "craig": ("#009E73", "D"), "gradmatch": ("#CC79A7", "P"),
+    "k-center": ("#0072B2", "v"), "craig": ("#009E73", "D"), "craig-drawn": ("#F0E442", "d"), "gradmatch": ("#CC79A7", "P"),
     "semdedup": ("#56B4E9", "X"), "ccs": ("#E69F00", "*"),
 }  # fmt: skip
 

@@ -3,29 +3,29 @@
 A cosine is the float64 inner product of two float32 rows, clipped to 0..1. A matrix of uint16 holds upper bounds of them: a sum
 over it is an upper bound of a gain, cheap and free of rounding. Lazy greedy (Minoux 1978) keeps candidates in a heap by such
 bounds, and computes the exact gain only of those that no bound puts behind. With each pick rows are represented better and fewer
-entries of the matrix can still count; once they are few, these alone are kept, with their exact values. The picks are those of
-naive greedy on the float64 matrix, which would take four times the memory.
+entries of the matrix can still count; once they are few, these alone are listed and the matrix goes, and each look at a list
+shortens it. The picks are those of naive greedy on the float64 matrix, which would take four times the memory.
 """
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
+from numba.extending import overload
 from threadpoolctl import threadpool_limits
 
 from coreclip.selection.cosines import cosines_between, exact_cosine, product_error
-from coreclip.selection.functions import SparseFacility
-from coreclip.selection.greedy import BOUND_AT, Greedy, candidate_gains, largest_sum, lazy_from, sift_down
+from coreclip.selection.greedy import BOUND_AT, Greedy, largest_sum, sift_down
 from coreclip.selection.threads import in_threads, n_threads
 
 MOST_ROWS = 65_536  # a sum of more bounds could leave 32 bits
 
 _ONE = 65535  # stands for a cosine of 1
 _BLOCK = 512  # rows; a block of float32 products stays in a core's second-level cache
-_TILE, _CHUNK, _SAMPLE = 32, 64, 256
-_FEW = 1 / 64  # of all entries: when no more than these can count, the others are dropped
+_TILE = 32
+_FEW = 1 / 16  # of all entries: when no more than these can count, the others are dropped
 
 
 class RoundedCosines(NamedTuple):
@@ -39,6 +39,26 @@ class RoundedCosines(NamedTuple):
         Unit rows, which the cosines themselves are computed from.
     """
 
+    bounds: np.ndarray
+    rows: np.ndarray
+
+
+class ListedCosines(NamedTuple):
+    """The entries of :class:`RoundedCosines` that may still count.
+
+    Attributes
+    ----------
+    starts, stops : int64 (n,)
+        Candidate j's entries are ``starts[j]:stops[j]``.
+    members, bounds : uint16 (entries,)
+        The row of an entry, ascending within a candidate, and the bound of its cosine.
+    rows : float32 (n, d)
+        Unit rows.
+    """
+
+    starts: np.ndarray
+    stops: np.ndarray
+    members: np.ndarray
     bounds: np.ndarray
     rows: np.ndarray
 
@@ -100,7 +120,7 @@ def maximise_cosines(x: np.ndarray, k: int, weights: np.ndarray | None = None) -
     Greedy
         With the bound of :func:`coreclip.selection.greedy.maximise_function`; its gains are bounds too.
     """
-    cosines = rounded_cosines(np.ascontiguousarray(x, np.float32))
+    cosines: RoundedCosines | ListedCosines = rounded_cosines(np.ascontiguousarray(x, np.float32))
     n = len(cosines.rows)
     row_weights = np.ones(n) if weights is None else weights
     run = _Run(
@@ -112,24 +132,17 @@ def maximise_cosines(x: np.ndarray, k: int, weights: np.ndarray | None = None) -
     bound = np.inf
     done = 0
     while True:
-        _renew_all(cosines, run, done)
+        n_counting = _renew_all(cosines, run, done)
         bound = min(bound, float(row_weights @ run.best) + largest_sum(run.bounds, k))
-        if done == k or _share_that_counts(cosines, run) <= _FEW:
+        if done == k:
             break
+        if isinstance(cosines, RoundedCosines) and n_counting.sum() <= _FEW * n**2:
+            cosines = _list_counting(cosines, run, n_counting)
         # A pick at a time while all gains change with each, then as many as have been made.
         stop = min([mark for mark in marks if mark > done], default=k)
         stop = min(stop, max(2 * done, done + 1))
-        _pick_rounded(cosines, run, picks, gains, done, stop)
+        _pick(cosines, run, picks, gains, done, stop)
         done = stop
-    if done < k:
-        function, free = _keep_active(cosines, run)
-        del cosines
-        gains_now = candidate_gains(function)
-        for mark in sorted({mark for mark in marks if mark > done}):
-            lazy_from(function, gains_now, free, picks[done:mark], gains[done:mark])
-            free = free[~np.isin(free, picks[done:mark])]
-            done, gains_now = mark, candidate_gains(function)
-            bound = min(bound, function.value() + largest_sum(gains_now, k))
     objective = float(row_weights @ run.best)
     return Greedy(picks, gains, objective, max(objective, bound))
 
@@ -148,28 +161,21 @@ class _Run(NamedTuple):
     size: np.ndarray  # int64 (1,): how many these are
 
 
-def _renew_all(cosines: RoundedCosines, run: _Run, t: int) -> None:
-    """Renew the bound of every candidate that is left, t having been picked."""
-    in_threads(lambda start, stop: _renew_some(cosines, run, t, start, stop), len(run.bounds))
+def _renew_all(cosines: RoundedCosines | ListedCosines, run: _Run, t: int) -> np.ndarray:
+    """Renew the bound of every candidate, t having been picked; return how many entries of each may still count, int64 (n,)."""
+    n_counting = np.zeros(len(run.bounds), np.int64)
+    in_threads(lambda start, stop: _renew_some(cosines, run, t, n_counting, start, stop), len(n_counting))
     _make_heap(run)
+    return n_counting
 
 
-def _share_that_counts(cosines: RoundedCosines, run: _Run) -> float:
-    """Return which share of the entries can still count, of some candidates."""
-    some = cosines.bounds[:: -(-len(cosines.bounds) // _SAMPLE)]
-    return float(np.mean([_count_above(bounds, run.floor) for bounds in some])) / len(run.floor)
-
-
-def _keep_active(cosines: RoundedCosines, run: _Run) -> tuple[SparseFacility, np.ndarray]:
-    """Return the function of the entries that can still count, exact and as far as it is, and the candidates left."""
-    n = len(run.bounds)
-    n_active = np.zeros(n, np.int64)
-    in_threads(lambda start, stop: _count_active(cosines, run, n_active, start, stop), n)
-    indptr = np.zeros(n + 1, np.int64)
-    np.cumsum(n_active, out=indptr[1:])
-    rows, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1])
-    in_threads(lambda start, stop: _list_active(cosines, run, indptr, rows, values, start, stop), n)
-    return SparseFacility(indptr, rows, values, run.weights, run.best), np.sort(run.heap[: run.size[0]])
+def _list_counting(cosines: RoundedCosines, run: _Run, n_counting: np.ndarray) -> ListedCosines:
+    """Return the entries that may still count."""
+    stops = np.cumsum(n_counting)
+    members, bounds = np.empty(stops[-1], np.uint16), np.empty(stops[-1], np.uint16)
+    listed = ListedCosines(stops - n_counting, stops, members, bounds, cosines.rows)
+    in_threads(lambda start, stop: _list_some(cosines, run, listed, start, stop), len(stops))
+    return listed
 
 
 @njit(cache=True, nogil=True)
@@ -194,54 +200,6 @@ def _round_up(products: np.ndarray, slack: float, bounds: np.ndarray, top: int, 
 
 
 @njit(cache=True, nogil=True)
-def _excess(high: np.ndarray, low: np.ndarray) -> np.uint32:
-    """Return the sum of what ``high`` has above ``low``, both uint16."""
-    total = np.uint32(0)
-    for i in range(high.shape[0]):
-        a, b = np.uint32(high[i]), np.uint32(low[i])
-        total = np.uint32(total + np.uint32(max(a, b) - b))
-    return total
-
-
-@njit(cache=True, nogil=True)
-def _weighted_excess(high: np.ndarray, low: np.ndarray, weights: np.ndarray) -> float:
-    total = 0.0
-    for i in range(high.shape[0]):
-        a, b = np.int32(high[i]), np.int32(low[i])
-        total += weights[i] * np.float64(max(a - b, np.int32(0)))
-    return total
-
-
-@njit(cache=True, nogil=True)
-def _bound_of_gain(cosines: RoundedCosines, run: _Run, j: int) -> float:
-    if run.is_weighted:
-        return _weighted_excess(cosines.bounds[j], run.floor, run.weights) / _ONE * (1 + 1e-12)  # of rounding
-    return np.float64(_excess(cosines.bounds[j], run.floor)) / _ONE * (1 + 1e-12)
-
-
-@njit(cache=True, nogil=True)
-def _renew_some(cosines: RoundedCosines, run: _Run, t: int, start: int, stop: int) -> None:
-    for j in range(start, stop):
-        if run.bounds[j] > 0.0:
-            run.bounds[j] = min(run.bounds[j], _bound_of_gain(cosines, run, j))
-        run.known[j], run.exact[j] = t, False
-
-
-@njit(cache=True, nogil=True)
-def _count_above(high: np.ndarray, low: np.ndarray) -> np.uint32:
-    total = np.uint32(0)
-    for i in range(high.shape[0]):
-        total = np.uint32(total + np.uint32(high[i] > low[i]))
-    return total
-
-
-@njit(cache=True, nogil=True)
-def _count_active(cosines: RoundedCosines, run: _Run, n_active: np.ndarray, start: int, stop: int) -> None:
-    for j in range(start, stop):
-        n_active[j] = _count_above(cosines.bounds[j], run.floor)
-
-
-@njit(cache=True, nogil=True)
 def _make_heap(run: _Run) -> None:
     size = run.size[0]
     for at in range(size // 2 - 1, -1, -1):
@@ -249,23 +207,18 @@ def _make_heap(run: _Run) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _find_active(bounds: np.ndarray, floor: np.ndarray, active: np.ndarray) -> int:
-    """List the rows that a candidate may represent better, ascending; return how many they are."""
-    n, n_active = bounds.shape[0], 0
-    for start in range(0, n, _CHUNK):
-        stop = min(start + _CHUNK, n)
-        if _excess(bounds[start:stop], floor[start:stop]):
-            for i in range(start, stop):
-                active[n_active] = i
-                n_active += bounds[i] > floor[i]
-    return n_active
+def _renew_some(cosines: Any, run: _Run, t: int, n_counting: np.ndarray, start: int, stop: int) -> None:
+    for j in range(start, stop):
+        bound, n_counting[j] = look_at(cosines, run, j)
+        run.bounds[j] = min(run.bounds[j], bound)
+        run.known[j], run.exact[j] = t, False
 
 
 @njit(cache=True, nogil=True)
-def _exact_gain(cosines: RoundedCosines, run: _Run, j: int, active: np.ndarray) -> float:
+def _exact_gain(cosines: Any, run: _Run, j: int, counting: np.ndarray) -> float:
     """Return sum_i w_i max(cos_ij - best_i, 0); a row's term goes into the sum of its number modulo 4."""
     sums = np.zeros(4)
-    for i in active[: _find_active(cosines.bounds[j], run.floor, active)]:
+    for i in counting[: find_counting(cosines, run, j, counting)]:
         more = exact_cosine(cosines.rows[i], cosines.rows[j]) - run.best[i]
         if more > 0.0:
             sums[i % 4] += run.weights[i] * more
@@ -273,8 +226,8 @@ def _exact_gain(cosines: RoundedCosines, run: _Run, j: int, active: np.ndarray) 
 
 
 @njit(cache=True, nogil=True)
-def _represent(cosines: RoundedCosines, run: _Run, j: int, active: np.ndarray) -> None:
-    for i in active[: _find_active(cosines.bounds[j], run.floor, active)]:
+def _represent(cosines: Any, run: _Run, j: int, counting: np.ndarray) -> None:
+    for i in counting[: find_counting(cosines, run, j, counting)]:
         cosine = exact_cosine(cosines.rows[i], cosines.rows[j])
         if cosine > run.best[i]:
             run.best[i] = cosine
@@ -282,12 +235,10 @@ def _represent(cosines: RoundedCosines, run: _Run, j: int, active: np.ndarray) -
 
 
 @njit(cache=True, nogil=True)
-def _pick_rounded(
-    cosines: RoundedCosines, run: _Run, picks: np.ndarray, gains: np.ndarray, first: int, last: int
-) -> None:
+def _pick(cosines: Any, run: _Run, picks: np.ndarray, gains: np.ndarray, first: int, last: int) -> None:
     """Make the picks first..last."""
     heap, size, bounds = run.heap, run.size[0], run.bounds
-    active = np.empty(bounds.shape[0] + 1, np.int64)
+    counting = np.empty(bounds.shape[0] + 1, np.int64)
     for t in range(first, last):
         while True:
             j = heap[0]
@@ -295,14 +246,14 @@ def _pick_rounded(
             if bounds[j] == 0.0 or (run.known[j] == t and run.exact[j]):
                 break
             if run.known[j] == t:
-                bounds[j] = _exact_gain(cosines, run, j, active)
+                bounds[j] = _exact_gain(cosines, run, j, counting)
                 run.exact[j] = True
             else:
-                bounds[j] = min(bounds[j], _bound_of_gain(cosines, run, j))
+                bounds[j] = min(bounds[j], look_at(cosines, run, j)[0])
                 run.known[j], run.exact[j] = t, False
             sift_down(heap, size, bounds, 0)
         picks[t], gains[t] = j, bounds[j]
-        _represent(cosines, run, j, active)
+        _represent(cosines, run, j, counting)
         bounds[j] = 0.0
         size -= 1
         heap[0] = heap[size]
@@ -310,12 +261,85 @@ def _pick_rounded(
     run.size[0] = size
 
 
+# What is done with a candidate's entries, once for the matrix and once for the lists; numba chooses by type.
+
+
+def look_at(cosines: Any, run: _Run, j: int) -> tuple[float, int]:
+    """Return the bound of a candidate's gain and how many of its entries may still count; only exists compiled."""
+    raise NotImplementedError
+
+
+def find_counting(cosines: Any, run: _Run, j: int, counting: np.ndarray) -> int:
+    """List the rows that a candidate may represent better, ascending; return how many they are. Only exists compiled."""
+    raise NotImplementedError
+
+
+@overload(look_at, inline="never")
+def _look_at(cosines: Any, run: Any, j: Any) -> Any:
+    return _look_at_row if cosines.instance_class is RoundedCosines else _look_at_list
+
+
+@overload(find_counting, inline="never")
+def _find_counting(cosines: Any, run: Any, j: Any, counting: Any) -> Any:
+    return _find_in_row if cosines.instance_class is RoundedCosines else _find_in_list
+
+
+def _look_at_row(cosines: Any, run: Any, j: Any) -> Any:
+    high, low, n_counting = cosines.bounds[j], run.floor, np.uint32(0)
+    if run.is_weighted:
+        weighted = 0.0
+        for i in range(high.shape[0]):
+            a, b = np.int32(high[i]), np.int32(low[i])
+            weighted += run.weights[i] * np.float64(max(a - b, np.int32(0)))
+            n_counting += np.uint32(a > b)
+        return weighted / _ONE * (1 + 1e-12), np.int64(n_counting)  # more than what was rounded off
+    total = np.uint32(0)
+    for i in range(high.shape[0]):
+        c, d = np.uint32(high[i]), np.uint32(low[i])
+        total = np.uint32(total + np.uint32(max(c, d) - d))
+        n_counting = np.uint32(n_counting + np.uint32(c > d))
+    return np.float64(total) / _ONE * (1 + 1e-12), np.int64(n_counting)
+
+
+def _look_at_list(cosines: Any, run: Any, j: Any) -> Any:
+    """Drop the entries that do not count any more on the way."""
+    start = cosines.starts[j]
+    kept, weighted, total = start, 0.0, np.int64(0)
+    for e in range(start, cosines.stops[j]):
+        i, bound = cosines.members[e], cosines.bounds[e]
+        excess = np.int64(bound) - np.int64(run.floor[i])
+        cosines.members[kept], cosines.bounds[kept] = i, bound
+        if excess > 0:
+            kept += 1
+            total += excess
+            if run.is_weighted:
+                weighted += run.weights[i] * np.float64(excess)
+    cosines.stops[j] = kept
+    return (weighted if run.is_weighted else np.float64(total)) / _ONE * (1 + 1e-12), kept - start
+
+
+def _find_in_row(cosines: Any, run: Any, j: Any, counting: Any) -> Any:
+    high, low, n = cosines.bounds[j], run.floor, 0
+    for i in range(high.shape[0]):
+        counting[n] = i  # overwritten if it does not count: faster than to branch
+        n += high[i] > low[i]
+    return n
+
+
+def _find_in_list(cosines: Any, run: Any, j: Any, counting: Any) -> Any:
+    n = 0
+    for e in range(cosines.starts[j], cosines.stops[j]):
+        i = cosines.members[e]
+        counting[n] = i
+        n += cosines.bounds[e] > run.floor[i]
+    return n
+
+
 @njit(cache=True, nogil=True)
-def _list_active(
-    cosines: RoundedCosines, run: _Run, indptr: np.ndarray, rows: np.ndarray, values: np.ndarray, start: int, stop: int
-) -> None:
-    active = np.empty(run.bounds.shape[0] + 1, np.int64)
+def _list_some(cosines: RoundedCosines, run: _Run, listed: ListedCosines, start: int, stop: int) -> None:
+    counting = np.empty(run.bounds.shape[0] + 1, np.int64)
     for j in range(start, stop):
-        for e in range(_find_active(cosines.bounds[j], run.floor, active)):
-            rows[indptr[j] + e] = active[e]
-            values[indptr[j] + e] = exact_cosine(cosines.rows[active[e]], cosines.rows[j])
+        at = listed.starts[j]
+        for i in counting[: find_counting(cosines, run, j, counting)]:
+            listed.members[at], listed.bounds[at] = np.uint16(i), cosines.bounds[j, i]
+            at += 1

@@ -68,7 +68,7 @@ def cells_of(out: Path) -> list[dict]:
 def test_every_cell_is_trained_once_and_shown(curves: ModuleType, finished: Path) -> None:
     rows = cells_of(finished)
     keys = {(row["method"], row["fraction"], row["seed"]) for row in rows}
-    assert len(rows) == len(keys) == 7 * 2 * 2 + 2 * 3
+    assert len(rows) == len(keys) == 8 * 2 * 2 + 2 * 3
     assert {row["steps"] for row in rows} == {30}
     table = (finished / "selection-curves.md").read_text(encoding="utf-8")
     for method in curves.METHODS:
@@ -109,16 +109,24 @@ def test_plan_names_the_cells_that_are_left_and_trains_none(
     (tmp_path / "cells.jsonl").write_text("".join(lines[:5]))
     curves.main([str(tmp_path), "--data", str(data), "--sets", "fashion-mnist", *SMALL, "--plan"])
     printed = capsys.readouterr().out.splitlines()
-    assert sum(line.endswith("to do") for line in printed) == 34 - 5
-    assert printed[-1].startswith("34 cells, 5 done; about ")
+    assert sum(line.endswith("to do") for line in printed) == 38 - 5
+    assert printed[-1].startswith("38 cells, 5 done; about ")
     assert len(cells_of(tmp_path)) == 5
 
 
 def test_every_batch_is_full_and_a_pass_shows_each_image_once(curves: ModuleType) -> None:
-    made = curves.batches(7, 16, seed=3)
+    made = curves.batches(np.ones(7), 16, seed=3)
     first = np.concatenate([next(made) for _ in range(7)])
     assert len(first) == 7 * 16
     assert (np.sort(first.reshape(16, 7), axis=1) == np.arange(7)).all()
+
+
+def test_an_image_is_drawn_as_often_as_its_weight_says(curves: ModuleType) -> None:
+    weights = np.array([3.0, 0.5, 0.0, 0.25, 1.25])
+    made = curves.batches(weights, 5, seed=3)
+    passes = np.array([np.bincount(next(made), minlength=5) for _ in range(400)])
+    assert (np.abs(passes - weights) < 1).all()
+    assert passes.mean(axis=0) == pytest.approx(weights, abs=0.08)
 
 
 def test_an_image_of_weight_0_teaches_nothing(curves: ModuleType, data: Path) -> None:
