@@ -1,93 +1,56 @@
-"""Exact facility location against apricot's lazy optimiser, on the same similarities, fresh points every round."""
+"""Exact facility location against apricot's lazy optimiser and submodlib's, in turn, on points drawn afresh every round.
 
-import itertools
-import resource
+Each is a process of its own, for its own peak memory. A first round is not counted. The result's objectives are computed here.
+"""
+
+import contextlib
 import statistics
-import subprocess
 import sys
-import time
+from typing import Any
 
-import numpy as np
-from side_by_side import arguments, write_result
-
-
-def clustered_points(n: int, d: int, seed: int) -> np.ndarray:
-    """Return float32 (n, d) unit vectors around n // 100 centres."""
-    rng = np.random.default_rng(seed)
-    centres = rng.standard_normal((max(2, n // 100), d))
-    points = centres[rng.integers(len(centres), size=n)] + 0.7 * rng.standard_normal((n, d))
-    return (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
-
-
-def run_ours(points: np.ndarray, k: int) -> np.ndarray:
-    from coreclip.selection import facility_location
-
-    return facility_location(points, k).indices
-
-
-def run_apricot(points: np.ndarray, k: int) -> np.ndarray:
-    from apricot import FacilityLocationSelection
-
-    exact = points.astype(np.float64)
-    similarity = np.clip(exact @ exact.T, 0, 1)
-    selector = FacilityLocationSelection(k, metric="precomputed", optimizer="lazy")
-    selector.fit(similarity)
-    return selector.ranking
-
-
-def contest(name: str, n: int, d: int, k: int, rounds: int) -> None:
-    """One contestant in its own process, for its own peak memory: a line of seconds and objective per round."""
-    run = {"coreclip": run_ours, "apricot": run_apricot}[name]
-    run(clustered_points(1000, d, 10_000), 50)  # compiles
-    for seed in itertools.count(1):
-        if seed > rounds:
-            break
-        points = clustered_points(n, d, seed)
-        start = time.perf_counter()
-        picks = run(points, k)
-        seconds = time.perf_counter() - start
-        objective = sum(
-            np.clip(block @ points[picks].T.astype(np.float64), 0, 1).max(axis=1).sum()
-            for block in np.array_split(points.astype(np.float64), 20)
-        )
-        peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(seconds, objective, peak_mib)
+from side_by_side import Peer, arguments, have_peers, versions_of, write_result
 
 
 def main() -> None:
-    options = arguments(__doc__ or "", n=10_000, d=64, k=1_000, rounds=5, contestant="")
-    if options.contestant:
-        contest(options.contestant, options.n, options.d, options.k, options.rounds)
-        return
-    rows = {}
-    for name in ("coreclip", "apricot"):
-        output = subprocess.run(
-            [sys.executable, __file__, "--contestant", name, *sys.argv[1:]], capture_output=True, text=True, check=True
-        ).stdout
-        rows[name] = [tuple(map(float, line.split())) for line in output.splitlines()]
-    lines = ["| | seconds, median | lowest - highest | peak MiB | objective, mean |", "|---|---|---|---|---|"]
-    for name, values in rows.items():
-        seconds = [row[0] for row in values]
+    options = arguments(__doc__ or "", n=10_000, d=64, k=1_000, rounds=5, submodlib_rounds=3)
+    common = {"n": options.n, "d": options.d, "k": options.k}
+    answers: dict[str, list[dict[str, Any]]] = {}
+    with contextlib.ExitStack() as stack:
+
+        def start(library: str, seed: int, **python: Any) -> Peer:
+            return stack.enter_context(Peer("facility_location", library=library, first_seed=seed, **common, **python))
+
+        contestants = {name: start(name, 0, python=sys.executable) for name in ("coreclip", "apricot")}
+        theirs = {"submodlib": start("submodlib", 0)} if have_peers() else {}
+        for number in range(1 + options.rounds):
+            for name, run in (contestants | theirs).items():
+                if name != "submodlib" or number <= options.submodlib_rounds:
+                    answers.setdefault(name, []).append(run())
+    lines = [
+        "| | seconds, median | lowest - highest | peak MiB | objective against ours, lowest | ours is faster by |",
+        "|---|---|---|---|---|---|",
+    ]
+    own = answers["coreclip"][1:]
+    for name, rounds in answers.items():
+        counted = rounds[1:]
+        seconds = [answer["seconds"] for answer in counted]
+        pairs = list(zip(counted, own, strict=False))
+        faster = [answer["seconds"] / ours["seconds"] for answer, ours in pairs]
+        ratio = min(answer["objective"] / ours["objective"] for answer, ours in pairs)
         lines.append(
             f"| {name} | {statistics.median(seconds):.3g} | {min(seconds):.3g} - {max(seconds):.3g} "
-            f"| {max(row[2] for row in values):,.0f} | {statistics.mean(row[1] for row in values):.4f} |"
+            f"| {counted[-1]['peak_mib']:,.0f} | {ratio:.8f} "
+            f"| {'' if name == 'coreclip' else f'{statistics.median(faster):.1f}x ({min(faster):.1f} - {max(faster):.1f})'} |"
         )
-    speedups = [theirs[0] / ours[0] for ours, theirs in zip(rows["coreclip"], rows["apricot"], strict=True)]
-    ratios = [ours[1] / theirs[1] for ours, theirs in zip(rows["coreclip"], rows["apricot"], strict=True)]
     lines += [
         "",
-        f"Faster by {statistics.median(speedups):.1f}x ({min(speedups):.1f} - {max(speedups):.1f}); objective ratio {min(ratios):.8f} at worst. "
-        f"n = {options.n:,}, d = {options.d}, k = {options.k:,}, similarities included, {options.rounds} fresh draws.",
+        f"n = {options.n:,}, d = {options.d}, k = {options.k:,}, similarities included; {options.rounds} fresh draws after a first one"
+        + (f", {options.submodlib_rounds} of submodlib's, whose cosine is not clipped at 0." if theirs else "."),
     ]
     write_result(
-        "facility_location",
-        "Facility location, exact",
-        "\n".join(lines),
-        "coreclip",
-        "apricot-select",
-        "numba",
-        "numpy",
-    )
+        "facility_location", "Facility location, exact", "\n".join(lines), "coreclip", "apricot-select", "numba", "numpy",
+        peers=versions_of(theirs.values()),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
