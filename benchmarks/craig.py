@@ -72,16 +72,39 @@ def solve(problem: Problem) -> list[np.ndarray]:
     return path
 
 
-def refitted(x: np.ndarray, labels: np.ndarray, part: Part) -> Part:
-    """Return the same rows with weights >= 0 whose sum of images is nearest to that of the class, and that stay near the given."""
-    rows, weights = part[0], part[1].copy()
+def refitted(rows_of: Callable[[int], np.ndarray], labels: np.ndarray, part: Part, pull: float) -> Part:
+    """Return the same images with weights >= 0 that bring the sum of their rows near that of the class, and stay near the given.
+
+    ``rows_of`` returns a class's rows; ``pull`` is GradMatch's regularisation, of the mean square of a row.
+    """
+    chosen, weights = part[0], part[1].copy()
     for label in np.unique(labels):
-        mine = labels[rows] == label
-        chosen = x[rows[mine]]
-        pull = np.sqrt(0.1 * (chosen**2).sum(axis=1).mean())  # as GradMatch's default
-        system = np.vstack([chosen.T, pull * np.eye(len(chosen))])
-        weights[mine] = nnls(system, np.concatenate([x[labels == label].sum(axis=0), pull * weights[mine]]))[0]
-    return rows, weights
+        mine, members = labels[chosen] == label, np.flatnonzero(labels == label)
+        rows = rows_of(label)
+        own = rows[np.searchsorted(members, chosen[mine])]
+        toward = np.sqrt(pull * (own**2).sum(axis=1).mean())
+        system = np.vstack([own.T, toward * np.eye(len(own))])
+        target = np.concatenate([rows.sum(axis=0), toward * weights[mine]])
+        weights[mine] = nnls(system, target, maxiter=30 * len(own))[0]
+    return chosen, weights
+
+
+def with_products(x: np.ndarray, labels: np.ndarray, components: int) -> Callable[[int], np.ndarray]:
+    """Return a class's images beside the products of their leading principal components, both of the same mean length.
+
+    p - y is nearly linear in the image, so the gradient, its product with the image, nearly a sum of such products.
+    """
+    centred = x - x.mean(axis=0)
+    directions = np.linalg.eigh(centred.T @ centred)[1][:, -components:]
+    first, second = np.triu_indices(components)
+
+    def rows_of(label: int) -> np.ndarray:
+        scores = centred[labels == label] @ directions
+        products = scores[:, first] * scores[:, second]
+        images = x[labels == label]
+        return np.hstack([images, products * np.sqrt((images**2).sum() / (products**2).sum())])
+
+    return rows_of
 
 
 def parts_of(full: Problem, path: list[np.ndarray], k: int, seeds: int) -> dict[str, Callable[[], Part]]:
@@ -121,7 +144,12 @@ def parts_of(full: Problem, path: list[np.ndarray], k: int, seeds: int) -> dict[
     return ways | {
         "CRAIG": plain,
         "CRAIG's images, equal weights": lambda: (of_pixels[0][0], np.full(k, n / k)),
-        "CRAIG's images, weights refitted to the sum of the images": lambda: refitted(pixels, labels, of_pixels[0]),
+        "CRAIG's images, weights refitted to the sum of the images": lambda: refitted(
+            lambda label: pixels[labels == label], labels, of_pixels[0], pull=0.1
+        ),
+        "CRAIG's images, weights refitted to images and products": lambda: refitted(
+            with_products(pixels, labels, 20), labels, of_pixels[0], pull=0.01
+        ),
         "CRAIG of the gradients at iterate 5": lambda: craig(at(5)),
         "CRAIG of the gradients at iterates 0, 5, 20, end together": lambda: craig(at(0, 5, 20, len(path))),
         "GradMatch of the images": lambda: gradmatch(pixels),

@@ -1,7 +1,7 @@
 """Accuracy of a small network trained on a part of Fashion-MNIST and of CIFAR-10, for nine ways to choose the part.
 
     python examples/selection_curves.py curves --data ../shared/data --plan
-    python examples/selection_curves.py curves --data ../shared/data --figure docs/selection-curves.png
+    python examples/selection_curves.py curves --data ../shared/data --figure docs/images/selection-curves.png
 
 Expected: about 290 trainings of 10 to 20 s each on one core, together 1 to 2 hours; each finished one is a line of
 ``curves/cells.jsonl``, and a run that was stopped goes on from there. It ends with ``curves/selection-curves.md`` and the
