@@ -46,28 +46,25 @@ def k_center(features: Features | np.ndarray, k: int, *, modality: str = "image"
     -----
     The radius is at most twice the best. Proof, and the lower bound: the picks and the farthest pair that is left are k + 1 pairs,
     all at least a radius apart; two of them share a centre in any choice of k, and one of these two is at least half a radius away
-    from it. ``parameters["distances"]`` counts the distances computed, of the n k that the definition asks for.
+    from it. ``parameters["distances"]`` counts the pairs that were compared, of the n k that the definition asks for.
     """
-    from coreclip.selection.rows import Nearest, in_pieces, mean_row, nearest_row, unit_rows
+    from coreclip.selection.farthest import farthest_first
+    from coreclip.selection.rows import in_pieces, mean_row, nearest_row, unit_rows
 
     start = time.perf_counter()
     features = as_features(features)
     n = features.n
     check_k(k, n)
     rows = unit_rows(features, modality)
-    nearest = Nearest(rows)
-    picks, gains = np.empty(k, np.int64), np.full(k, _DIAMETER)
-    with in_pieces(*rows.values.shape) as run, Progress(k, "k-center", "picks") as progress:
-        farthest = nearest_row(run, rows, mean_row(rows), np.ones(n, bool))
-        for t in range(k):
-            picks[t] = farthest
-            if t:
-                gains[t] = math.sqrt(nearest.squares[farthest])
-            farthest = nearest.add(run, farthest, chosen=True)
-            progress.advance()
-    radius = math.sqrt(max(0.0, float(nearest.squares.max())))
+    with in_pieces(*rows.values.shape) as run:
+        first = nearest_row(run, rows, mean_row(rows), np.ones(n, bool))
+    with Progress(k, "k-center", "picks") as progress:
+        found = farthest_first(rows, first, k, progress)
+    gains = np.sqrt(found.squares)
+    gains[0] = _DIAMETER
+    radius = math.sqrt(found.left)
     return Subset(
-        indices=picks,
+        indices=found.picks,
         weights=np.ones(k),
         gains=gains,
         method="k-center",
@@ -75,7 +72,7 @@ def k_center(features: Features | np.ndarray, k: int, *, modality: str = "image"
             "modality": modality,
             "radius": radius,
             "radius_lower_bound": radius / 2,
-            "distances": nearest.evaluated,
+            "distances": found.compared,
         },
         n=n,
         seconds=time.perf_counter() - start,

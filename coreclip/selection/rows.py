@@ -225,7 +225,13 @@ def _chunk_distance(values: np.ndarray, scale: float, point: np.ndarray) -> floa
 
 
 @njit(cache=True, nogil=True)
-def _squared_distance(rows: Any, i: int, point: np.ndarray, limit: float) -> float:
+def element(rows: Any, i: int, j: int) -> float:
+    """Return element j of row i, as :func:`take_rows` does."""
+    return _real(rows.values[i, j]) * rows.scales[i]
+
+
+@njit(cache=True, nogil=True)
+def squared_distance(rows: Any, i: int, point: np.ndarray, limit: float) -> float:
     """Return ||row i - point||^2, or something between ``limit`` and it.
 
     Sums of squares only grow, also when they are rounded: what has reached the limit can't come back below it.
@@ -243,13 +249,13 @@ def _squared_distance(rows: Any, i: int, point: np.ndarray, limit: float) -> flo
 @njit(cache=True, nogil=True)
 def _distances(rows: Any, point: np.ndarray, start: int, stop: int, out: np.ndarray) -> None:
     for i in range(start, stop):
-        out[i] = _squared_distance(rows, i, point, math.inf)
+        out[i] = squared_distance(rows, i, point, math.inf)
 
 
 @njit(cache=True, nogil=True)
 def _distances_of(rows: Any, indices: np.ndarray, point: np.ndarray, out: np.ndarray) -> None:
     for t in range(indices.shape[0]):
-        out[t] = _squared_distance(rows, indices[t], point, math.inf)
+        out[t] = squared_distance(rows, indices[t], point, math.inf)
 
 
 @njit(cache=True, nogil=True)
@@ -257,7 +263,7 @@ def _nearest(rows: Any, point: np.ndarray, free: np.ndarray, start: int, stop: i
     nearest, least = start, math.inf
     for i in range(start, stop):
         if free[i]:
-            square = _squared_distance(rows, i, point, least)
+            square = squared_distance(rows, i, point, least)
             if square < least:
                 nearest, least = i, square
     return nearest, least
@@ -278,7 +284,7 @@ def _absorb(
     for i in range(start, stop):
         if squares[i] > quarters[owners[i]]:
             evaluated += 1
-            square = _squared_distance(rows, i, point, squares[i])
+            square = squared_distance(rows, i, point, squares[i])
             if square < squares[i]:
                 squares[i] = square
                 owners[i] = number

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coreclip.selection import Features, herding, k_center
+from coreclip.selection import farthest as farthest_module
 from coreclip.selection import rows as rows_module
 from coreclip.selection.rows import Nearest, in_pieces, plain_rows
 
@@ -81,12 +82,27 @@ def clustered(n=3000, d=48, n_clusters=30, seed=0):
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-def test_the_triangle_inequality_spares_most_distances_of_clustered_pairs():
-    parameters = k_center(Features.from_arrays(clustered().astype(np.float32)), 300).parameters
-    assert 0 < parameters["distances"] < 3000 * 300 / 5
+@given(SEEDS, st.integers(2, 120), st.sampled_from([2, 3, 70]), st.integers(1, 40), st.integers(1, 9))
+@SETTINGS
+def test_k_center_in_small_rounds_picks_what_one_round_of_all_does(seed, n, d, pool, block):
+    features = make_points(seed, n, d)
+    k = int(np.random.default_rng(seed + 1).integers(1, n + 1))
+    whole = k_center(features, k)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(farthest_module, "_POOL", pool)
+        patch.setattr(farthest_module, "_BLOCK", block)
+        rounds = k_center(features, k)
+    assert rounds.indices.tolist() == whole.indices.tolist()
+    assert rounds.gains.tolist() == whole.gains.tolist()
+    assert rounds.parameters["radius"] == whole.parameters["radius"]
 
 
-def test_skipping_changes_no_distance(monkeypatch):
+def test_rounds_spare_most_distances_of_clustered_pairs():
+    parameters = k_center(Features.from_arrays(clustered(20_000, 16, 300).astype(np.float32)), 1000).parameters
+    assert 0 < parameters["distances"] < 20_000 * 1000 / 2
+
+
+def test_the_triangle_inequality_changes_no_distance(monkeypatch):
     rows = plain_rows(clustered(500).astype(np.float32))
     found = []
     for margin in (Nearest._MARGIN, 0.0):
