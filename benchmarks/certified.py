@@ -14,7 +14,7 @@ from fresh import main_or_part, peak_rss, run_fresh
 from side_by_side import arguments, write_result
 
 _BLOCK = 65_536  # rows
-METHODS = ("semdedup", "ccs", "negcliploss", "clipcov", "craig", "gradmatch", "k-center")
+METHODS = ("semdedup", "ccs", "clipcov", "k-center", "craig", "gradmatch", "negcliploss")
 
 
 def pairs(n: int, d: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
