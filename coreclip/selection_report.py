@@ -2,7 +2,7 @@
 
 Everything is inline and is drawn without a script; the same inputs give the same bytes. Of a large data set a bounded sample of
 pictures is shown, while histograms and coverage count all pairs. Left out: the reasons of each single refusal, which a subset
-does not hold, and the scores of refused pairs other than the agreement of image and text.
+does not hold, and scores of refused pairs by methods that give only the chosen ones a gain.
 """
 
 import decimal
@@ -204,18 +204,22 @@ class _Selection:
         index, gain = int(self.subset.indices[position]), float(self.subset.gains[position])
         notes = [f"pick {position + 1:,}, index {index}"]
         if gain:
-            notes.append(f"gain {figure(gain, 3)}")
+            notes.append(f"{'gain' if self.subset.scores is None else 'score'} {figure(gain, 3)}")
         return self.picture(index, "\n".join([*notes, *self._agreement_of(index)]))
 
     def turned_down(self, indices: np.ndarray) -> list[Picture]:
         """Return the pictures of refused pairs, each with the most similar kept one where there are features."""
-        notes = [[f"index {index}", *self._agreement_of(index)] for index in indices.tolist()]
+        notes = [[f"index {index}", *self._score_of(index), *self._agreement_of(index)] for index in indices.tolist()]
         if self.features is not None and len(indices):
             for note, nearest, cosine in zip(
                 notes, *most_similar(self.features, indices, self.subset.indices), strict=True
             ):
                 note.append(f"closest kept {nearest}: {cosine:.2f}")
         return [self.picture(index, "\n".join(note)) for index, note in zip(indices.tolist(), notes, strict=True)]
+
+    def _score_of(self, index: int) -> list[str]:
+        scores = self.subset.scores
+        return [] if scores is None or np.isnan(scores[index]) else [f"score {figure(scores[index], 3)}"]
 
     def _agreement_of(self, index: int) -> list[str]:
         return [] if self.agreement is None else [f"image-text {self.agreement[index]:.2f}"]
@@ -295,7 +299,17 @@ def _weights(subset: "Subset") -> str | None:
 
 def _plots(selection: _Selection) -> list[dict[str, Any]]:
     subset, name = selection.subset, _last_method(selection.subset)
-    plots = [_plot(f"Gains or scores of the picks, by {name}", {"kept": subset.gains}, _share_of_first_half(subset))]
+    if subset.scores is None:
+        title, groups = f"Gains of the picks, by {name}", {"kept": subset.gains}
+        text = _share_of_first_half(subset)
+    else:
+        title, refused = f"Scores, by {name}", subset.scores[selection.refused]
+        groups = {"kept": subset.gains, "refused": refused[~np.isnan(refused)]}
+        without = len(refused) - len(groups["refused"])
+        text = "Each group is scaled to its own number of pairs." + (
+            f" {without:,} refused {_pairs(without)} {'has' if without == 1 else 'have'} no score." if without else ""
+        )
+    plots = [_plot(title, groups, text)]
     if selection.agreement is not None:
         groups = {"kept": selection.agreement[subset.indices], "refused": selection.agreement[selection.refused]}
         text = "Cosine of each pair’s image and text, of all pairs; each group is scaled to its own number of pairs."
@@ -334,7 +348,10 @@ def _legend(selection: _Selection) -> str:
     """Say what the lines below the pictures are, as far as there are such."""
     parts = ["index: the pair’s number in the data set, for coreclip extract"]
     if selection.subset.gains.any():
-        parts.append("gain: what the pick added to the objective, or its score")
+        if selection.subset.scores is None:
+            parts.append("gain: what the pick added to the objective")
+        else:
+            parts.append("score: what the method ranks by")
     if selection.agreement is not None:
         parts.append("image-text: cosine of the image and its text")
     if selection.features is not None and len(selection.refused):

@@ -108,6 +108,7 @@ def _run_stages(nodes: Sequence[Node], inputs: Inputs, asked: int | None, reques
         here = inputs if survivors is None else inputs.take(survivors)
         budget = None if asked is None or position < len(nodes) - 1 else min(asked, here.n)
         chosen = _run(node, here, budget, request)
+        reached, scores = survivors, None
         survivors = chosen.indices if survivors is None else survivors[chosen.indices]
         reports.append(
             {
@@ -118,10 +119,14 @@ def _run_stages(nodes: Sequence[Node], inputs: Inputs, asked: int | None, reques
                 "parameters": chosen.parameters,
             }
         )
+        if chosen.scores is not None:
+            scores = np.full(inputs.n, np.nan)
+            scores[slice(None) if reached is None else reached] = chosen.scores
     assert survivors is not None
     return dataclasses.replace(
         chosen,
         indices=survivors,
+        scores=scores,
         method=describe(nodes),
         parameters=reports[0]["parameters"] if len(reports) == 1 else {"stages": reports},
         seed=request.seed,

@@ -137,4 +137,5 @@ def ranked(
         n=len(scores),
         seconds=time.perf_counter() - start,
         fingerprint=fingerprint,
+        scores=scores,
     )

@@ -70,6 +70,8 @@ class Subset:
         That the selection took.
     fingerprint : str or None
         The data set's.
+    scores : float64 (n,) or None
+        Of every pair, where the method ranks pairs by one; NaN of those that have none. It is not written to the file.
 
     Raises
     ------
@@ -88,6 +90,7 @@ class Subset:
     seed: int = 0
     seconds: float = 0.0
     fingerprint: str | None = None
+    scores: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         for name, kind in (("indices", np.int64), ("weights", np.float64), ("gains", np.float64)):

@@ -67,7 +67,7 @@ def normsim(features: Features, k: int, *, norm: str = "2", target: str | None =
         parameters={"target": target, "norm": norm} | ({"steps": steps} if target is None and norm == "2" else {}),
         fingerprint=features.fingerprint,
     )
-    return subset if steps == 1 else dataclasses.replace(subset, objective=None, upper_bound=None)
+    return subset if steps == 1 else dataclasses.replace(subset, objective=None, upper_bound=None, scores=None)
 
 
 def normsim_2(features: Features, k: int, *, target: str | None = None, steps: int = 1) -> Subset:

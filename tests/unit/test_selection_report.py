@@ -217,7 +217,7 @@ def test_galleries_show_first_last_others_and_refused_pairs(dataset, features):
     shown = Page(page).shown
     for position in (0, 23, 56, 79):
         assert (
-            f"pick {position + 1}, index {subset.indices[position]} gain {figure(subset.gains[position], 3)}" in shown
+            f"pick {position + 1}, index {subset.indices[position]} score {figure(subset.gains[position], 3)}" in shown
         )
 
 
@@ -252,14 +252,33 @@ def test_refused_pairs_name_the_closest_kept_one(dataset, features):
         assert float(cosine) == pytest.approx(cosines.max(), abs=0.006)
 
 
-def test_histogram_compares_kept_and_refused(dataset, features):
+def test_histograms_compare_kept_and_refused(dataset, features):
     subset = choose(dataset, "clipscore", 40, features)
     page = render(dataset, subset, features)
-    assert [a["class"] for a in page.all("path")] == ["kept", "kept", "refused"]
+    assert [a["class"] for a in page.all("path")] == ["kept", "refused"] * 2
     scores = clip_scores(features)
     low = f"{np.quantile(scores[subset.indices], 0.5, method='inverted_cdf'):.4g}"
     assert f"median {low}" in page.all("div", role="img")[2]["aria-label"]
     assert "refused: 80 values" in page.all("div", role="img")[2]["aria-label"]
+
+
+def test_refused_pairs_show_the_methods_own_score(dataset, features):
+    subset = choose(dataset, "negcliploss(batch_size=30)", 40, features)
+    refused = np.setdiff1d(np.arange(dataset.n), subset.indices)
+    high = f"{np.quantile(subset.scores[refused], 0.5, method='inverted_cdf'):.4g}"
+    page = render(dataset, subset, features)
+    assert "refused: 80 values, 90 % of them from" in page.all("div", role="img")[1]["aria-label"]
+    assert f"median {high}" in page.all("div", role="img")[1]["aria-label"]
+    worst = refused[np.argmin(clip_scores(features)[refused])]
+    assert f"index {worst}\nscore {subset.scores[worst]:.3g}" in page.text
+
+
+def test_pairs_that_an_earlier_stage_refused_have_no_score(dataset, features):
+    subset = choose(dataset, "random(keep=0.5) | clipscore", 40, features)
+    assert np.isnan(subset.scores).sum() == 60
+    np.testing.assert_array_equal(subset.scores[subset.indices], subset.gains)
+    assert "60 refused pairs have no score." in render(dataset, subset, features).text
+    assert choose(dataset, "clipscore(keep=0.5) | random", 40, features).scores is None
 
 
 def test_clusters_say_how_many_have_no_kept_pair(dataset):
