@@ -152,6 +152,8 @@ def parts_of(full: Problem, path: list[np.ndarray], k: int, seeds: int) -> dict[
         ),
         "CRAIG of the gradients at iterate 5": lambda: craig(at(5)),
         "CRAIG of the gradients at iterates 0, 5, 20, end together": lambda: craig(at(0, 5, 20, len(path))),
+        "CRAIG of the gradients at iterates 0, 5, 20 together": lambda: craig(at(0, 5, 20)),
+        "CRAIG of the gradients at iterates 5, 20, 50 together": lambda: craig(at(5, 20, 50)),
         "GradMatch of the images": lambda: gradmatch(pixels),
         "GradMatch of the gradients at iterate 5": lambda: gradmatch(at(5)),
     }

@@ -57,20 +57,31 @@ def test_the_solution_is_a_minimum_and_the_part_of_all_has_no_excess(benchmark: 
     assert problem.value_and_gradient(benchmark.solve(whole)[-1])[0] == pytest.approx(best, abs=1e-9)
 
 
-def test_refitted_weights_bring_the_sum_of_the_images_nearer(benchmark: ModuleType, problem) -> None:
+@pytest.mark.parametrize("products", [False, True])
+def test_refitted_weights_bring_the_sum_of_the_rows_nearer(benchmark: ModuleType, problem, products: bool) -> None:
     x, labels = problem.x[:, :-1], problem.labels
-    rows, weights = np.arange(20), np.full(20, 3.0)
+    rows, weights = np.arange(20)[::-1], np.full(20, 3.0)
+    rows_of = benchmark.with_products(x, labels, 2) if products else lambda c: x[labels == c]
 
     def missing(given: np.ndarray) -> float:
-        return sum(
-            float(np.sum((given[labels[rows] == c] @ x[rows[labels[rows] == c]] - x[labels == c].sum(axis=0)) ** 2))
-            for c in range(10)
-        )
+        off = 0.0
+        for c in range(10):
+            places = np.searchsorted(np.flatnonzero(labels == c), rows[labels[rows] == c])
+            off += float(np.sum((given[labels[rows] == c] @ rows_of(c)[places] - rows_of(c).sum(axis=0)) ** 2))
+        return off
 
-    same, refitted = benchmark.refitted(x, labels, (rows, weights))
+    same, refitted = benchmark.refitted(rows_of, labels, (rows, weights), pull=0.1)
     assert (same == rows).all()
     assert refitted.min() >= 0
     assert missing(refitted) < missing(weights)
+
+
+def test_products_stand_beside_the_images_with_the_same_mean_length(benchmark: ModuleType, problem) -> None:
+    x, labels = problem.x[:, :-1], problem.labels
+    rows = benchmark.with_products(x, labels, 3)(4)
+    assert rows.shape == (6, 6 + 6)
+    np.testing.assert_array_equal(rows[:, :6], x[labels == 4])
+    assert (rows[:, 6:] ** 2).sum() == pytest.approx((x[labels == 4] ** 2).sum())
 
 
 def test_report_says_whether_the_goals_are_met(benchmark: ModuleType) -> None:
