@@ -1,6 +1,7 @@
 """Exact facility location against apricot's lazy optimiser and submodlib's, in turn, on points drawn afresh every round.
 
-Each is a process of its own, for its own peak memory. A first round is not counted. The result's objectives are computed here.
+Each is a process of its own, for its own peak memory, and tells the objective of its picks, with the same cosines for all. A first
+round is not counted.
 """
 
 import contextlib
@@ -17,11 +18,11 @@ def main() -> None:
     answers: dict[str, list[dict[str, Any]]] = {}
     with contextlib.ExitStack() as stack:
 
-        def start(library: str, seed: int, **python: Any) -> Peer:
-            return stack.enter_context(Peer("facility_location", library=library, first_seed=seed, **common, **python))
+        def start(library: str, **python: Any) -> Peer:
+            return stack.enter_context(Peer("facility_location", library=library, first_seed=0, **common, **python))
 
-        contestants = {name: start(name, 0, python=sys.executable) for name in ("coreclip", "apricot")}
-        theirs = {"submodlib": start("submodlib", 0)} if have_peers() else {}
+        contestants = {name: start(name, python=sys.executable) for name in ("coreclip", "apricot")}
+        theirs = {"submodlib": start("submodlib")} if have_peers() else {}
         for number in range(1 + options.rounds):
             for name, run in (contestants | theirs).items():
                 if name != "submodlib" or number <= options.submodlib_rounds:

@@ -9,8 +9,8 @@ import time
 from typing import Any
 
 import numpy as np
-from facility_location import clustered_points
 from fresh import main_or_part, peak_rss, run_fresh
+from peers.points import clustered_points
 from side_by_side import arguments, write_result
 
 SIZES = ((100_000, 512, 10_000), (1_000_000, 128, 100_000))

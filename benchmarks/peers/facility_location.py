@@ -1,4 +1,4 @@
-"""Facility location by one library: a round draws points nobody has seen, chooses, and answers with seconds and picks.
+"""Facility location by one library: a round draws points nobody has seen, chooses, and answers with seconds, peak memory and objective.
 
 The similarities are part of the time. submodlib takes the points and its own cosine, the others the clipped one.
 """
@@ -9,15 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from points import clustered_points
 from serving import serve
-
-
-def clustered_points(n: int, d: int, seed: int) -> np.ndarray:
-    """Return float32 (n, d) unit vectors around n // 100 centres."""
-    rng = np.random.default_rng(seed)
-    centres = rng.standard_normal((max(2, n // 100), d))
-    points = centres[rng.integers(len(centres), size=n)] + 0.7 * rng.standard_normal((n, d))
-    return (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
 
 
 def choose_by_coreclip(points: np.ndarray, k: int) -> np.ndarray:
