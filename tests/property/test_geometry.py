@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coreclip.progress import Progress
 from coreclip.selection import Features, herding, k_center
 from coreclip.selection import farthest as farthest_module
 from coreclip.selection import rows as rows_module
@@ -97,9 +98,31 @@ def test_k_center_in_small_rounds_picks_what_one_round_of_all_does(seed, n, d, p
     assert rounds.parameters["radius"] == whole.parameters["radius"]
 
 
-def test_rounds_spare_most_distances_of_clustered_pairs():
-    parameters = k_center(Features.from_arrays(clustered(20_000, 16, 300).astype(np.float32)), 1000).parameters
-    assert 0 < parameters["distances"] < 20_000 * 1000 / 2
+def one_after_the_other(rows, first, k):
+    """Farthest-first traversal that looks at every row after every pick: picks, their squared distances, distances computed."""
+    nearest, picks, squares = Nearest(rows), [first], [np.inf]
+    with in_pieces(*rows.values.shape) as run:
+        farthest = nearest.add(run, first, chosen=True)
+        while len(picks) < k:
+            picks.append(farthest)
+            squares.append(nearest.squares[farthest])
+            farthest = nearest.add(run, farthest, chosen=True)
+    return picks, squares, nearest.evaluated
+
+
+def test_rounds_pick_what_a_look_at_every_row_does_to_the_last_bit_with_fewer_comparisons():
+    rows = plain_rows(clustered(20_000, 16, 300).astype(np.float32))
+    found = farthest_module.farthest_first(rows, 7, 1000, Progress(1000, "picks"))
+    picks, squares, _ = one_after_the_other(rows, 7, 1000)
+    assert found.picks.tolist() == picks
+    assert found.squares.tolist() == squares
+    assert 0 < found.compared < 20_000 * 1000 / 2
+
+
+def test_the_triangle_inequality_spares_most_distances_of_clustered_pairs():
+    rows = plain_rows(clustered().astype(np.float32))
+    evaluated = one_after_the_other(rows, 0, 300)[2]
+    assert 0 < evaluated < 3000 * 300 / 5
 
 
 def test_the_triangle_inequality_changes_no_distance(monkeypatch):
