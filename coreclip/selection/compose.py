@@ -108,7 +108,7 @@ def _run_stages(nodes: Sequence[Node], inputs: Inputs, asked: int | None, reques
         here = inputs if survivors is None else inputs.take(survivors)
         budget = None if asked is None or position < len(nodes) - 1 else min(asked, here.n)
         chosen = _run(node, here, budget, request)
-        reached, scores = survivors, None
+        reached = survivors
         survivors = chosen.indices if survivors is None else survivors[chosen.indices]
         reports.append(
             {
@@ -119,10 +119,11 @@ def _run_stages(nodes: Sequence[Node], inputs: Inputs, asked: int | None, reques
                 "parameters": chosen.parameters,
             }
         )
-        if chosen.scores is not None:
-            scores = np.full(inputs.n, np.nan)
-            scores[slice(None) if reached is None else reached] = chosen.scores
     assert survivors is not None
+    scores = chosen.scores
+    if scores is not None and reached is not None:
+        scores = np.full(inputs.n, np.nan)
+        scores[reached] = chosen.scores
     return dataclasses.replace(
         chosen,
         indices=survivors,

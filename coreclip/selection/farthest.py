@@ -63,8 +63,7 @@ def farthest_first(rows: Rows, first: int, k: int, progress: Progress) -> Traver
         run.renew(pool, threshold)
         before = run.n_picks
         left = run.pick(pool, threshold)
-        for _ in range(before, run.n_picks):
-            progress.advance()
+        progress.advance(run.n_picks - before)
         if left is not None:
             return Traversal(run.picks, run.gains, left, run.compared)
 
@@ -173,7 +172,7 @@ def _pick(
         kept, farthest = 0, -1
         for a in range(size):
             i = alive[a]
-            if squares[i] >= threshold and squares[i] >= 0.0:
+            if squares[i] >= threshold:
                 alive[kept] = i
                 kept += 1
                 if farthest < 0 or squares[i] > squares[farthest]:

@@ -135,7 +135,7 @@ class Nearest:
     Attributes
     ----------
     squares : float64 (n,)
-        Infinite before the first point; -1 of a row that was :meth:`add`-ed as a centre.
+        Infinite before the first point.
     owners : int32 (n,)
         The number of the nearest point, the first of equals.
     evaluated : int
@@ -157,31 +157,21 @@ class Nearest:
         self._rows = rows
         self._points, self._n_points = np.empty(64, np.int64), 0
 
-    def add(
-        self, run: Callable[[Callable[[int, int], tuple[int, int]]], list[tuple[int, int]]], index: int, *, chosen: bool
-    ) -> int:
-        """Add a row as a point, and return the first of the rows that are now farthest; ``run`` is :func:`in_pieces`'.
-
-        A ``chosen`` row is nobody's farthest any more, not even where all distances are 0.
-        """
+    def add(self, run: Callable[[Callable[[int, int], int]], list[int]], index: int) -> None:
+        """Add a row as a point; ``run`` is :func:`in_pieces`'."""
         number = self._n_points
         point = take_rows(self._rows, np.array([index]))[0]
         quarters = np.zeros(number + 1)  # of the squared distances from the new point to those before, and to itself
         _distances_of(self._rows, self._points[:number], point, quarters)
         quarters *= self._MARGIN / 4
-        if chosen:
-            self.squares[index] = -1.0
-            self.owners[index] = number
         if number == len(self._points):
             self._points = np.concatenate([self._points, np.empty(number, np.int64)])
         self._points[number] = index
         self._n_points += 1
-        pieces = run(
+        evaluated = run(
             lambda start, stop: _absorb(self._rows, point, number, quarters, self.squares, self.owners, start, stop)
         )
-        self.evaluated += number + sum(evaluated for _, evaluated in pieces)
-        farthest = [first for first, _ in pieces]
-        return farthest[int(np.argmax(self.squares[farthest]))]
+        self.evaluated += number + sum(evaluated)
 
 
 # One definition per kind of values; numba chooses by type.
@@ -279,8 +269,9 @@ def _absorb(
     owners: np.ndarray,
     start: int,
     stop: int,
-) -> tuple[int, int]:
-    farthest, evaluated = start, 0
+) -> int:
+    """Return how many distances were computed."""
+    evaluated = 0
     for i in range(start, stop):
         if squares[i] > quarters[owners[i]]:
             evaluated += 1
@@ -288,6 +279,4 @@ def _absorb(
             if square < squares[i]:
                 squares[i] = square
                 owners[i] = number
-        if squares[i] > squares[farthest]:
-            farthest = i
-    return farthest, evaluated
+    return evaluated

@@ -404,7 +404,7 @@ def _kmeans_plus_plus(
             masses = weights * nearest.squares if t else weights
             if not masses.any():
                 break  # every row is a centre, or equal to one
-            nearest.add(run, int(_invert(masses, uniforms[t : t + 1])[0]), chosen=False)
+            nearest.add(run, int(_invert(masses, uniforms[t : t + 1])[0]))
     return nearest.squares, nearest.owners
 
 

@@ -103,6 +103,10 @@ class Subset:
             array.setflags(write=False)
             object.__setattr__(self, name, array)
         _check_rows(self)
+        if self.scores is not None and np.shape(self.scores) != (self.n,):
+            raise CoreclipError(
+                f"subset: scores have shape {np.shape(self.scores)}; it must be ({self.n},), one a pair"
+            )
 
     @property
     def k(self) -> int:

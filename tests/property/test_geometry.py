@@ -102,11 +102,11 @@ def one_after_the_other(rows, first, k):
     """Farthest-first traversal that looks at every row after every pick: picks, their squared distances, distances computed."""
     nearest, picks, squares = Nearest(rows), [first], [np.inf]
     with in_pieces(*rows.values.shape) as run:
-        farthest = nearest.add(run, first, chosen=True)
+        nearest.add(run, first)
         while len(picks) < k:
-            picks.append(farthest)
-            squares.append(nearest.squares[farthest])
-            farthest = nearest.add(run, farthest, chosen=True)
+            picks.append(int(np.argmax(nearest.squares)))
+            squares.append(nearest.squares[picks[-1]])
+            nearest.add(run, picks[-1])
     return picks, squares, nearest.evaluated
 
 
@@ -133,7 +133,7 @@ def test_the_triangle_inequality_changes_no_distance(monkeypatch):
         nearest = Nearest(rows)
         with in_pieces(*rows.values.shape) as run:
             for index in range(0, 500, 5):
-                nearest.add(run, index, chosen=False)
+                nearest.add(run, index)
         found.append(nearest)
     np.testing.assert_array_equal(found[0].squares, found[1].squares)
     np.testing.assert_array_equal(found[0].owners, found[1].owners)
