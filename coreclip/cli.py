@@ -42,6 +42,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 DatasetArgument = Annotated[Path, typer.Argument(help="Data set made by convert.", show_default=False)]
 RunArgument = Annotated[Path, typer.Argument(help="Run made by train.", show_default=False)]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file with [data], [model], [train], [jest].")]
+PresetOption = Annotated[
+    str | None, typer.Option(help="A whole model by name, e.g. cnn-14m, vit-s, ViT-B-32; --config and --set change it.")
+]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Override one value, e.g. train.lr=1e-3; may be repeated.")
 ]
@@ -431,6 +434,7 @@ def train(
     minutes: Annotated[float | None, typer.Option(help="Budget: wall time of the whole command.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Budget: passes over the (sub)set.")] = None,
     samples: Annotated[int | None, typer.Option(help="Budget: pairs seen.")] = None,
+    preset: PresetOption = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
     device: DeviceOption = "auto",
@@ -452,7 +456,7 @@ def train(
     report = run_train(
         Dataset(dataset),
         run,
-        config=load_config(config, overrides or ()),
+        config=load_config(config, overrides or (), preset=preset),
         subset=None if subset is None else Subset.load(subset),
         minutes=minutes,
         epochs=epochs,
@@ -779,6 +783,7 @@ def profile(
     dataset: DatasetArgument,
     subset: SubsetOption = None,
     steps: Annotated[int, typer.Option(help="Steps measured in each condition.", min=8)] = 30,
+    preset: PresetOption = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
     device: DeviceOption = "auto",
@@ -800,7 +805,7 @@ def profile(
 
     if html is not None:
         check_page(html, 'class="coreclip-profile"', "profile report")
-    settings = load_config(config, overrides or ())
+    settings = load_config(config, overrides or (), preset=preset)
     recorder = StageRecorder()
     measured = make_step(
         Dataset(dataset),

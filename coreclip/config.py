@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from coreclip.errors import CoreclipError
+from coreclip.presets import preset_table
 
 
 def _require(condition: bool, name: str, value: object, rule: str) -> None:
@@ -82,21 +83,31 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Shapes of the two towers.
+    """Shapes of the two towers; :data:`coreclip.presets.PRESETS` has whole models.
 
     Attributes
     ----------
-    image_tower : {"cnn", "vit"}
+    image_tower : {"cnn", "resnet", "vit"}
+        A small residual network, CLIP's ResNet with attention pooling, CLIP's Vision Transformer.
     image_width : int
-        Channels of the CNN's first stage (each of the next three doubles them), or the ViT's width.
+        Channels of the CNN's first stage (each of the next three doubles them) or after the ResNet's stem (its last stage has 32
+        times as many), or the ViT's width.
     image_depth : int
         Residual blocks of each CNN stage, or the ViT's layers.
+    resnet_blocks : (int, int, int, int)
+        Bottlenecks of each of the ResNet's stages.
+    image_heads : int
+        Of the ViT and of the ResNet's attention pooling. 0: one for each 64 channels.
     patch_size : int
         The ViT's, pixels; must divide ``data.image_size``.
     text_tower : {"transformer", "cbow"}
         ``cbow``: the mean of the words' embeddings and an MLP; faster, blind to word order.
     text_width, text_depth, heads : int
-        Of the text Transformer (``heads`` of the ViT too).
+        Of the text Transformer.
+    text_causal : bool
+        Whether a token sees only those before it, as in CLIP.
+    activation : {"gelu", "quick_gelu"}
+        Of the Transformers; OpenAI's CLIPs have ``quick_gelu``.
     embed_dim : int
         Of the common space.
     context : int
@@ -106,30 +117,58 @@ class ModelConfig:
     image_tower: str = "cnn"
     image_width: int = 48
     image_depth: int = 1
+    resnet_blocks: tuple[int, int, int, int] = (1, 1, 1, 1)
+    image_heads: int = 0
     patch_size: int = 8
     text_tower: str = "transformer"
     text_width: int = 128
     text_depth: int = 2
     heads: int = 4
+    text_causal: bool = False
+    activation: str = "gelu"
     embed_dim: int = 256
     context: int = 32
 
     def __post_init__(self) -> None:
-        _require(self.image_tower in ("cnn", "vit"), "model.image_tower", self.image_tower, "one of cnn, vit")
-        _require(
-            self.text_tower in ("transformer", "cbow"), "model.text_tower", self.text_tower, "one of transformer, cbow"
-        )
+        for name, known in _MODEL_CHOICES.items():
+            _require(getattr(self, name) in known, f"model.{name}", getattr(self, name), f"one of {', '.join(known)}")
         for name in ("image_width", "image_depth", "patch_size", "text_width", "text_depth", "heads", "embed_dim"):
             _require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
+        _require(min(self.resnet_blocks) >= 1, "model.resnet_blocks", self.resnet_blocks, "four numbers of at least 1")
+        _require(self.image_heads >= 0, "model.image_heads", self.image_heads, "0 or more")
         _require(4 <= self.context <= 1024, "model.context", self.context, "4 to 1024 tokens")
-        uses_heads = {"text_width": self.text_tower == "transformer", "image_width": self.image_tower == "vit"}
-        for name in (name for name, used in uses_heads.items() if used):
+        if self.image_tower == "resnet":
+            _require(self.image_width % 2 == 0, "model.image_width", self.image_width, "even for a ResNet")
+        uses_heads = {
+            "text_width": (self.text_tower == "transformer", "heads", self.heads, self.text_width),
+            "image_width": (
+                self.image_tower != "cnn", "image_heads", self.resolved_image_heads, self.attended_image_width,
+            ),
+        }  # fmt: skip
+        for name, (used, heads, count, width) in uses_heads.items():
             _require(
-                getattr(self, name) % self.heads == 0,
+                not used or width % count == 0,
                 f"model.{name}",
                 getattr(self, name),
-                f"a multiple of model.heads = {self.heads}",
+                f"a multiple of model.{heads} = {count}",
             )
+
+    @property
+    def attended_image_width(self) -> int:
+        """Channels that the image tower's attention works on; its vectors' width for the CNN."""
+        return self.image_width * {"cnn": 8, "resnet": 32, "vit": 1}[self.image_tower]
+
+    @property
+    def resolved_image_heads(self) -> int:
+        """``image_heads``, or what 0 stands for."""
+        return self.image_heads or max(1, self.attended_image_width // 64)
+
+
+_MODEL_CHOICES = {
+    "image_tower": ("cnn", "resnet", "vit"),
+    "text_tower": ("transformer", "cbow"),
+    "activation": ("gelu", "quick_gelu"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +283,10 @@ class Config:
                 self.data.image_size % self.model.patch_size == 0,
                 "model.patch_size", self.model.patch_size, f"a divisor of data.image_size = {self.data.image_size}",
             )  # fmt: skip
+        if self.model.image_tower == "resnet":
+            _require(
+                self.data.image_size % 32 == 0, "data.image_size", self.data.image_size, "a multiple of 32 for a ResNet"
+            )
 
     @property
     def super_batch_size(self) -> int:
@@ -251,7 +294,7 @@ class Config:
         return max(self.data.batch_size, round(self.data.batch_size / self.jest.keep))
 
 
-def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), *, preset: str | None = None) -> Config:
     """Read a configuration.
 
     Parameters
@@ -260,23 +303,34 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         A TOML file with the sections ``data``, ``model``, ``train``, ``jest``; None for the defaults.
     overrides : sequence of str
         ``"train.lr=1e-3"``; the later one wins.
+    preset : str, optional
+        One of :data:`coreclip.presets.PRESETS`; the file and the overrides change it.
 
     Raises
     ------
     CoreclipError
         For a file that can't be read, an unknown section or key, a wrong type, a value out of range.
     """
-    table: dict[str, Any] = {}
+    table: dict[str, Any] = {} if preset is None else preset_table(preset)
     if path is not None:
         try:
-            table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            given = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise CoreclipError(f"configuration {path} can't be read: {error.strerror}; check the path") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise CoreclipError(f"configuration {path} is not TOML: {error}; mend that place") from None
+        table = _merged(table, given)
     for override in overrides:
         _apply_override(table, override)
     return config_from_table(table)
+
+
+def _merged(table: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(table)
+    for section, values in given.items():
+        old = merged.get(section)
+        merged[section] = old | values if isinstance(old, dict) and isinstance(values, dict) else values
+    return merged
 
 
 def config_from_table(table: dict[str, Any]) -> Config:

@@ -144,6 +144,11 @@ class Tokenizer:
         """Number of ids, the special ones included."""
         return int(self._backend.get_vocab_size())
 
+    @property
+    def end(self) -> int:
+        """Id of the end token, the last one of each caption."""
+        return END
+
     @cached_property
     def sha256(self) -> str:
         """Hexadecimal SHA-256 of the JSON's bytes."""

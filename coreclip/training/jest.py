@@ -172,7 +172,7 @@ class JestSelector:
         # As in a training step, with the batch's own statistics, of which nothing is kept.
         set_statistics_share(model, 0.0)
         with torch.no_grad(), torch.autocast(rows.images.device.type, torch.bfloat16, enabled=bf16):
-            images, texts, scale = model(rows.images, rows.tokens)
+            images, texts, scale = model(rows.images, rows.tokens, rows.lengths)
         others = equal_pairs(rows.tokens, rows.labels).fill_diagonal_(False)
         config = self._config
         chosen = jest_rows(
@@ -189,7 +189,10 @@ class JestSelector:
         reference = self._reference
         if isinstance(reference, ClipModel):
             with torch.inference_mode():
-                images, texts = reference.encode_image(rows.images), reference.network.encode_text(rows.tokens)
+                images, texts = (
+                    reference.encode_image(rows.images),
+                    reference.network.encode_text(rows.tokens, rows.lengths),
+                )
             return _logits(images, texts, torch.tensor(reference.logit_scale).exp(), others)
         taken = reference.take(rows.index)
         images, texts = (torch.from_numpy(taken.vectors(name)) for name in ("image", "text"))
@@ -243,6 +246,7 @@ def _taken(rows: "Rows", chosen: np.ndarray, share: float) -> "Rows":
         rows,
         images=rows.images[at],
         tokens=rows.tokens[at],
+        lengths=rows.lengths[chosen],
         weight=rows.weight[at],
         labels=None if rows.labels is None else rows.labels[at],
         index=rows.index[chosen],

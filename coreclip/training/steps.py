@@ -19,8 +19,9 @@ from coreclip.pipeline import Augment, Batch, Dataset, Loader, Tokenizer, make_l
 from coreclip.training.device import resolve_device
 from coreclip.training.jest import make_selector
 from coreclip.training.loss import LEAST_ROWS, ContrastiveLoss, contrastive_loss, equal_pairs
-from coreclip.training.model import Clip, build_model, set_statistics_share
+from coreclip.training.model import END, Clip, new_model, set_statistics_share
 from coreclip.training.signals import SignalRecorder
+from coreclip.training.text_towers import caption_lengths
 from coreclip.training.watch import NoWatch, Watch
 
 # bf16 must win clearly: a choice that noise could turn would make two equal commands differ.
@@ -36,6 +37,8 @@ class Rows:
     ----------
     images : uint8 (b, 3, size, size)
     tokens : int64 (b, context)
+    lengths : int64 (b,), on the CPU
+        Tokens of each caption.
     weight : float32 (b,)
     labels : int64 (b,) or None
     index : int64 (b,), numpy
@@ -47,6 +50,7 @@ class Rows:
 
     images: Tensor
     tokens: Tensor
+    lengths: Tensor
     weight: Tensor
     labels: Tensor | None
     index: np.ndarray
@@ -139,7 +143,7 @@ def make_optimiser(model: Clip, config: Config) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps, fused=True)
 
 
-def to_device(batch: Batch, labels: Tensor | None, device: torch.device, batch_size: int) -> Rows:
+def to_device(batch: Batch, labels: Tensor | None, device: torch.device, batch_size: int, *, end: int = END) -> Rows:
     """Drop broken and weightless pairs, so that they take no part in the batch's statistics either, and move the rest.
 
     Fewer than two rows may be left: then there is nothing to be told from, and no step to take.
@@ -151,6 +155,7 @@ def to_device(batch: Batch, labels: Tensor | None, device: torch.device, batch_s
     return Rows(
         images=batch.images.to(device, non_blocking=True),
         tokens=batch.tokens.to(device, non_blocking=True),
+        lengths=caption_lengths(batch.tokens, end),
         weight=batch.weight.to(device, non_blocking=True),
         labels=None if labels is None else labels[batch.index].to(device, non_blocking=True),
         index=batch.index.numpy(),
@@ -163,7 +168,7 @@ def forward(model: Clip, rows: Rows, *, bf16: bool) -> ContrastiveLoss:
     """Return the batch's loss; under bf16 autocast where asked for."""
     set_statistics_share(model, rows.share)
     with torch.autocast(rows.images.device.type, torch.bfloat16, enabled=bf16):
-        images, texts, scale = model(rows.images, rows.tokens)
+        images, texts, scale = model(rows.images, rows.tokens, rows.lengths)
     return contrastive_loss(images, texts, scale, same=equal_pairs(rows.tokens, rows.labels), weight=rows.weight)
 
 
@@ -226,12 +231,12 @@ def make_step(
     watched = NoWatch() if watch is None else watch
     tokenizer = dataset.tokenizer()
     loader = training_loader(dataset, config, subset, tokenizer)
-    model = build_model(config, vocab_size=tokenizer.vocab_size, seed=config.train.seed).to(target).train()
+    model = new_model(config, tokenizer).to(target).train()
     optimiser, labels = make_optimiser(model, config), labels_of(dataset)
     jest = make_selector(dataset, config, tokenizer, target)
     # Never written, since no pass ends.
     signals = SignalRecorder(Path("signals"), dataset.n) if config.train.signals else None
-    batches = (to_device(batch, labels, target, config.data.batch_size) for batch in loader)
+    batches = (to_device(batch, labels, target, config.data.batch_size, end=model.end) for batch in loader)
     first = next((rows for rows in batches if len(rows.index) >= LEAST_ROWS), None)
     if first is None:
         raise no_usable_batch()
@@ -239,7 +244,7 @@ def make_step(
 
     def step(batch: Batch) -> None:
         with watched.stage("transfer"):
-            rows = to_device(batch, labels, target, config.data.batch_size)
+            rows = to_device(batch, labels, target, config.data.batch_size, end=model.end)
         if len(rows.index) < LEAST_ROWS:
             return
         if jest is not None:

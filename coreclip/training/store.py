@@ -19,7 +19,7 @@ from coreclip.config import Config, config_to_toml, load_config
 from coreclip.errors import CoreclipError
 from coreclip.files import atomic_path, read_json, write_json, write_text
 from coreclip.pipeline import Tokenizer
-from coreclip.training.model import Clip, build_model
+from coreclip.training.model import Clip, new_model
 
 FORMAT_VERSION = 1
 _NOTE = "coreclip"  # the metadata's name
@@ -216,7 +216,7 @@ def load_kept(run: str | Path, device: torch.device) -> tuple[list[tuple[KeptWei
     config, tokenizer = load_config(run / "config.toml"), Tokenizer.load(run / "tokenizer.json")
     models = []
     for one in kept:
-        model = build_model(config, vocab_size=tokenizer.vocab_size, seed=config.train.seed)
+        model = new_model(config, tokenizer)
         _fill(one.path, run, model)
         models.append((one, model.to(device).eval().requires_grad_(False)))
     return models, tokenizer, config
@@ -228,7 +228,7 @@ def load_run(run: str | Path, device: torch.device) -> tuple[Clip, Tokenizer, Co
     read_record(run)
     config = load_config(run / "config.toml")
     tokenizer = Tokenizer.load(run / "tokenizer.json")
-    model = build_model(config, vocab_size=tokenizer.vocab_size, seed=config.train.seed)
+    model = new_model(config, tokenizer)
     load_weights(run, model)
     return model.to(device).eval(), tokenizer, config
 

@@ -29,7 +29,7 @@ from coreclip.progress import Progress
 from coreclip.training.device import resolve_device
 from coreclip.training.jest import JestSelector, make_selector
 from coreclip.training.loss import LEAST_ROWS
-from coreclip.training.model import Clip, build_model
+from coreclip.training.model import Clip, new_model
 from coreclip.training.schedule import Budget, learning_rate
 from coreclip.training.signals import SignalRecorder
 from coreclip.training.steps import (
@@ -188,7 +188,7 @@ def train(
             else:
                 fraction = (place.samples_seen + wanted / 2) / total
             with watch.stage("transfer"):
-                rows = to_device(batch, labels, target_device, config.data.batch_size)
+                rows = to_device(batch, labels, target_device, config.data.batch_size, end=model.end)
             if rows.broken and not place.broken:
                 _report_broken(rows.broken)
             place.broken += len(rows.broken)
@@ -294,7 +294,7 @@ def _first_model(dataset: Dataset, config: Config, init_from: str | Path | None)
     """The model at step 0 and the tokenizer that is its own from then on."""
     if init_from is None:
         tokenizer = dataset.tokenizer()
-        return build_model(config, vocab_size=tokenizer.vocab_size, seed=config.train.seed), tokenizer
+        return new_model(config, tokenizer), tokenizer
     model, tokenizer, other = load_run(init_from, torch.device("cpu"))
     if other.model != config.model or other.data.image_size != config.data.image_size:
         raise CoreclipError(

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "training": {"training", "pipeline", "selection"},
     "profiling": {"profiling"},
 }
-LEAVES = {"errors", "files", "progress", "randomness", "config", "pages"}
+LEAVES = {"errors", "files", "progress", "randomness", "config", "pages", "presets"}
 COMPOSERS = {"cli", "demo", "demo_truth", "report", "selection_pool", "selection_report"}
 
 

@@ -31,6 +31,20 @@ def test_a_whole_number_may_stand_for_a_real_one():
     assert load_config(overrides=["train.weight_decay=1"]).train.weight_decay == 1.0
 
 
+def test_a_preset_lies_below_the_file_and_the_overrides(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text("[model]\nembed_dim = 96\n", encoding="utf-8")
+    config = load_config(path, ["model.text_depth=2"], preset="ViT-B-32")
+    assert (config.model.image_width, config.model.embed_dim, config.model.text_depth) == (768, 96, 2)
+    assert config.data.image_size == 224
+    assert load_config(preset="ViT-B-32").model.embed_dim == 512
+
+
+def test_an_unknown_preset_is_refused():
+    with pytest.raises(CoreclipError, match=r"preset 'ViT-L' is unknown; there are cnn-1m, .*ViT-B-32"):
+        load_config(preset="ViT-L")
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
@@ -51,7 +65,7 @@ def test_a_whole_number_may_stand_for_a_real_one():
         ("data.cutout=2", ["data.cutout", "fraction of the image's side"]),
         ("data.jitter=[0.4, 0.4, 0.4]", ["data.jitter", "4 numbers"]),
         ("data.jitter=[0.4, 0.4, 0.4, 0.6]", ["data.jitter", "hue's 0.5 at most"]),
-        ("model.image_tower=resnext", ["model.image_tower", "cnn, vit"]),
+        ("model.image_tower=resnext", ["model.image_tower", "cnn, resnet, vit"]),
         ("model.heads=3", ["model.text_width", "multiple of model.heads = 3"]),
         ("train.checkpoints=-1", ["train.checkpoints", "0 to 1000"]),
         ("jest.keep=0", ["jest.keep", "a share of each batch"]),

@@ -5,18 +5,28 @@ import math
 import pytest
 import torch
 
-from coreclip.config import Config, DataConfig, ModelConfig
+from coreclip.config import Config, DataConfig, ModelConfig, load_config
+from coreclip.presets import PRESETS
 from coreclip.training.device import resolve_device
-from coreclip.training.model import END, build_model, cut_padding, set_statistics_share
+from coreclip.training.model import END, build_model, set_statistics_share
+from coreclip.training.text_towers import caption_lengths
 
-TOWERS = [("cnn", "transformer"), ("vit", "cbow")]
+TOWERS = [("cnn", "transformer"), ("vit", "cbow"), ("resnet", "transformer")]
+OPENAI = {"RN50": 102_007_137, "ViT-B-32": 151_277_313, "ViT-B-16": 149_620_737}  # parameters of the published models
 
 
-def tiny(image: str = "cnn", text: str = "transformer", context: int = 12) -> Config:
+def tiny(image: str = "cnn", text: str = "transformer", context: int = 12, **model) -> Config:
     return Config(
         data=DataConfig(image_size=32),
         model=ModelConfig(
-            image_tower=image, text_tower=text, image_width=8, text_width=16, heads=2, embed_dim=10, context=context
+            image_tower=image,
+            text_tower=text,
+            image_width=8,
+            text_width=16,
+            heads=2,
+            embed_dim=10,
+            context=context,
+            **model,
         ),
     )
 
@@ -53,11 +63,14 @@ def test_a_caption_does_not_notice_padding_nor_its_neighbours(text):
     torch.testing.assert_close(together, wider)
 
 
-def test_packed_attention_is_the_padded_one():
-    # The same tower, its blocks run on the padded matrix with torch's own attention.
-    model = build_model(tiny(), vocab_size=40, seed=0).eval()
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_text_tower_is_its_blocks_run_on_the_padded_matrix_with_torchs_own_attention(packed, causal):
+    model = build_model(tiny(text_causal=causal), vocab_size=40, seed=0).eval()
     tower, tokens = model.text, captions(4, 9, 6)
-    mask = (tokens != 0)[:, None, None]
+    mask = (tokens != 0)[:, None, None].expand(3, 1, 12, 12)
+    if causal:
+        mask = mask & torch.ones(12, 12, dtype=torch.bool).tril()
     x = tower.embedding(tokens) + tower.position
     for block in tower.blocks:
         q, k, v = block.qkv(block.norm1(x)).view(3, 12, 3, 2, 8).permute(2, 0, 3, 1, 4)
@@ -65,12 +78,64 @@ def test_packed_attention_is_the_padded_one():
         x = x + block.out(y.transpose(1, 2).reshape(3, 12, 16))
         x = x + block.mlp(block.norm2(x))
     expected = tower.norm(x[torch.arange(3), torch.tensor([3, 8, 5])])
-    torch.testing.assert_close(tower(tokens), expected)
+    torch.testing.assert_close(tower(tokens, torch.tensor([4, 9, 6]), packed=packed), expected)
 
 
-def test_tokens_are_cut_to_the_longest_caption():
-    assert cut_padding(captions(3, 7, 5)).shape == (3, 7)
-    assert cut_padding(torch.zeros(2, 12, dtype=torch.int64)).shape == (2, 1)
+def test_an_image_tower_is_its_blocks_run_whole_and_read_at_the_class_token():
+    model = build_model(tiny("vit", image_depth=2), vocab_size=40, seed=0).eval()
+    tower = model.image
+    x = tower.patches(model.pixels(pictures(3))).flatten(2).transpose(1, 2)
+    x = tower.norm_before(torch.cat([tower.first.expand(3, 1, -1), x], 1) + tower.position)
+    for block in tower.blocks:
+        q, k, v = block.qkv(block.norm1(x)).view(3, 17, 3, 1, 8).permute(2, 0, 3, 1, 4)
+        y = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        x = x + block.out(y.transpose(1, 2).reshape(3, 17, 8))
+        x = x + block.mlp(block.norm2(x))
+    torch.testing.assert_close(tower(model.pixels(pictures(3))), tower.norm(x[:, 0]))
+
+
+def test_a_caption_ends_with_its_first_end_token_whatever_pads_it():
+    tokens = torch.tensor(
+        [[1, 7, END, 0, 0], [1, 0, 7, END, 0], [1, 7, END, END, END], [1, 7, 8, 9, 5], [0, 0, 0, 0, 0]]
+    )
+    assert caption_lengths(tokens, END).tolist() == [3, 4, 3, 5, 5]
+
+
+@pytest.mark.parametrize("text", ["transformer", "cbow"])
+def test_the_end_token_is_the_tokenizers_own(text):
+    # A vocabulary in which 0 is a word's piece and the last id ends a caption, as in CLIP's.
+    model = build_model(tiny(text=text), vocab_size=40, end=39, seed=0).eval()
+    alone = model.encode_text(torch.tensor([[38, 0, 7, 39]]))
+    padded = model.encode_text(torch.tensor([[38, 0, 7, 39, 0, 0], [38, 5, 6, 7, 8, 39]]))
+    torch.testing.assert_close(padded[:1], alone)
+    assert not torch.allclose(alone, model.encode_text(torch.tensor([[38, 7, 39]])), atol=1e-6)
+
+
+@pytest.mark.parametrize("context", [12, 6])
+def test_the_padded_path_gives_what_the_packed_one_does(context):
+    for causal in (False, True):
+        model = build_model(tiny(context=context, text_causal=causal), vocab_size=40, seed=0).eval()
+        tokens = captions(3, 12, 5)
+        torch.testing.assert_close(model.encode_text(tokens, packed=False), model.encode_text(tokens))
+
+
+@pytest.mark.parametrize(("name", "parameters"), OPENAI.items())
+def test_openais_shapes_have_their_number_of_parameters(name, parameters):
+    with torch.device("meta"):
+        model = build_model(load_config(preset=name), vocab_size=49_408, seed=0)
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+def test_presets_span_one_to_150_million_parameters_and_their_names_say_how_many():
+    sizes = {}
+    for name in PRESETS:
+        with torch.device("meta"):
+            model = build_model(load_config(preset=name), vocab_size=4096, seed=0)
+        sizes[name] = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+        if name[-1] == "m":
+            assert sizes[name] == pytest.approx(int(name.rpartition("-")[2][:-1]), rel=0.15)
+    assert min(sizes.values()) < 1.2
+    assert max(sizes.values()) > 80
 
 
 def test_a_row_of_padding_alone_stays_finite():

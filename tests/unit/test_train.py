@@ -421,7 +421,16 @@ def test_the_choice_of_precision_leaves_the_model_alone_and_is_kept(data, tmp_pa
     model = build_model(CONFIG, vocab_size=300, seed=0)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     tokens = torch.tensor([[1, 9, 8, 2], [1, 7, 2, 0]])
-    rows = Rows(torch.zeros(2, 3, 16, 16, dtype=torch.uint8), tokens, torch.ones(2), None, np.arange(2), 1.0, [])
+    rows = Rows(
+        torch.zeros(2, 3, 16, 16, dtype=torch.uint8),
+        tokens,
+        torch.tensor([4, 3]),
+        torch.ones(2),
+        None,
+        np.arange(2),
+        1.0,
+        [],
+    )
     decision = decide_precision(model, rows, "auto")
     assert set(decision["precision_seconds_per_step"]) == {"fp32", "bf16"}
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
