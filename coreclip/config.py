@@ -191,6 +191,9 @@ class TrainConfig:
         First value of the softmax temperature (1 / exp(logit_scale)).
     precision : {"auto", "fp32", "bf16"}
         ``auto`` measures at the start and keeps the faster one.
+    compile : {"auto", "on", "off"}
+        Whether torch.compile is used on the towers' blocks; ``auto`` tries it where that costs a twentieth of the budget at most,
+        and keeps it where steps get faster.
     checkpoint_seconds : float
         Time between two checkpoints.
     checkpoints : int
@@ -210,6 +213,7 @@ class TrainConfig:
     clip_norm: float = 1.0
     temperature: float = 0.07
     precision: str = "auto"
+    compile: str = "auto"
     checkpoint_seconds: float = 60.0
     checkpoints: int = 5
     signals: bool = True
@@ -227,6 +231,7 @@ class TrainConfig:
         _require(
             self.precision in ("auto", "fp32", "bf16"), "train.precision", self.precision, "one of auto, fp32, bf16"
         )
+        _require(self.compile in ("auto", "on", "off"), "train.compile", self.compile, "one of auto, on, off")
         _require(self.checkpoint_seconds > 0, "train.checkpoint_seconds", self.checkpoint_seconds, "above 0")
         _require(0 <= self.checkpoints <= 1000, "train.checkpoints", self.checkpoints, "0 to 1000")
         _require(0 <= self.seed < 2**63, "train.seed", self.seed, "0 to 2**63 - 1")

@@ -6,6 +6,7 @@ what that token needs: keys and values of all tokens, the rest for the one; the 
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -148,6 +149,19 @@ class Packed(Whole):
         return y.flatten(1)
 
 
+def stream(x: Tensor) -> Tensor:
+    """Return x in the type that matrix products have here, which the sums over a tower's residual branches are kept in."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation that returns the type that it was given; autocast computes it in full precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).to(x.dtype)
+
+
 class Block(nn.Module):
     """Attention and an MLP, each normalised before and added to its input.
 
@@ -162,21 +176,26 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, depth: int, activation: str) -> None:
         super().__init__()
         self.heads = heads
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = LayerNorm(width)
         self.mlp = Mlp(width, activation)
         nn.init.normal_(self.qkv.weight, std=width**-0.5)
         nn.init.normal_(self.out.weight, std=(2 * depth * width) ** -0.5)
         nn.init.normal_(self.mlp.out.weight, std=(2 * depth * 4 * width) ** -0.5)
         for bias in (self.qkv.bias, self.out.bias, self.mlp.out.bias):
             nn.init.zeros_(bias)
+        self._before: Callable[[Block, Tensor], Tensor] = _before_attention
+        self._after: Callable[[Block, Tensor, Tensor], Tensor] = _after_attention
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """Return all stored tokens after the block."""
-        x = x + self.out(layout.attend(self.qkv(self.norm1(x)), self.heads))
-        return x + self.mlp(self.norm2(x))
+        return self._after(self, x, layout.attend(self._before(self, x), self.heads))
+
+    def compile_parts(self) -> None:
+        """Have what lies before and after the attention compiled; that has kernels of its own."""
+        self._before, self._after = _compiled_before(), _compiled_after()
 
     def read(self, x: Tensor, layout: Layout) -> Tensor:
         """Return (b, width): the read tokens after the block, which is all that a last block is asked for."""
@@ -187,6 +206,25 @@ class Block(nn.Module):
         kv = F.linear(y, weight[width:], bias[width:])
         z = layout.read(x) + self.out(layout.attend_read(q, kv, self.heads))
         return z + self.mlp(self.norm2(z))
+
+
+def _before_attention(block: Block, x: Tensor) -> Tensor:
+    return block.qkv(block.norm1(x))
+
+
+def _after_attention(block: Block, x: Tensor, y: Tensor) -> Tensor:
+    x = x + block.out(y)
+    return x + block.mlp(block.norm2(x))
+
+
+@cache
+def _compiled_before() -> Callable[[Block, Tensor], Tensor]:
+    return torch.compile(_before_attention)
+
+
+@cache
+def _compiled_after() -> Callable[[Block, Tensor, Tensor], Tensor]:
+    return torch.compile(_after_attention)
 
 
 class Mlp(nn.Module):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coreclip.config import ModelConfig
-from coreclip.training.attention import Block, Whole, run_blocks
+from coreclip.training.attention import Block, LayerNorm, Whole, run_blocks
 
 STAGES = 4
 RESNET_STRIDE = 32
@@ -56,7 +56,7 @@ class SmallCnn(nn.Module):
         previous = width
         for stage, out in enumerate(width << stage for stage in range(STAGES)):
             for block in range(depth):
-                blocks.append(_Residual(previous, out, stride=2 if stage and not block else 1))
+                blocks.append(Residual(previous, out, stride=2 if stage and not block else 1))
                 previous = out
         self.blocks = nn.Sequential(*blocks)
 
@@ -64,7 +64,7 @@ class SmallCnn(nn.Module):
         return self.blocks(F.relu(self.norm(self.stem(x)), inplace=True)).mean((2, 3))
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module):
     """Two 3x3 convolutions beside a shortcut, which is averaged before its 1x1 convolution where the block halves the side
     (He et al. 2019, "Bag of tricks", ResNet-D)."""
 
@@ -188,9 +188,9 @@ class Vit(nn.Module):
         self.patches = nn.Conv2d(3, width, patch_size, stride=patch_size, bias=False)
         self.first = nn.Parameter(torch.randn(width) * width**-0.5)
         self.position = nn.Parameter(torch.randn((image_size // patch_size) ** 2 + 1, width) * width**-0.5)
-        self.norm_before = nn.LayerNorm(width)
+        self.norm_before = LayerNorm(width)
         self.blocks = nn.ModuleList(Block(width, heads, depth, activation) for _ in range(depth))
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
         # Patches do not overlap: cut out, they are the rows of a matrix product.
@@ -199,5 +199,5 @@ class Vit(nn.Module):
         x = x.view(b, channels, height // side, side, width // side, side).permute(0, 2, 4, 1, 3, 5)
         x = F.linear(x.reshape(b, -1, channels * side * side), self.patches.weight.flatten(1))
         first = self.first.to(x.dtype).expand(b, 1, -1)
-        x = self.norm_before(torch.cat([first, x], dim=1) + self.position)
+        x = self.norm_before(torch.cat([first, x], dim=1) + self.position.to(x.dtype))
         return self.norm(run_blocks(self.blocks, x, Whole()))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from coreclip.config import Config
 from coreclip.errors import CoreclipError
 from coreclip.pipeline import Augment, Batch, Dataset, Loader, Tokenizer, make_loader
+from coreclip.training.compiling import compile_blocks, decide_compile
 from coreclip.training.device import resolve_device
 from coreclip.training.jest import make_selector
 from coreclip.training.loss import LEAST_ROWS, ContrastiveLoss, contrastive_loss, equal_pairs
@@ -151,7 +152,7 @@ def to_device(batch: Batch, labels: Tensor | None, device: torch.device, batch_s
     broken: list[int] = batch.index[~batch.valid].tolist()
     keep = (batch.valid & (batch.weight > 0)).nonzero().squeeze(1)
     if len(keep) < len(batch.index):
-        batch = replace(batch, **{name: value[keep] for name, value in vars(batch).items()})
+        batch = replace(batch, **{name: value[keep.to(value.device)] for name, value in vars(batch).items()})
     return Rows(
         images=batch.images.to(device, non_blocking=True),
         tokens=batch.tokens.to(device, non_blocking=True),
@@ -199,6 +200,38 @@ def decide_precision(model: Clip, rows: Rows, asked: str) -> dict[str, Any]:
     }
 
 
+def decide_speed(model: Clip, rows: Rows, config: Config, seconds_left: Callable[[float], float]) -> dict[str, Any]:
+    """Measure what makes steps faster here and say what to use.
+
+    Parameters
+    ----------
+    model : Clip
+        Left as it is.
+    rows : Rows
+        A batch to measure with.
+    config : Config
+    seconds_left : callable
+        Seconds of training that are left, given those that a step takes.
+
+    Returns
+    -------
+    dict
+        As of :func:`decide_precision` and :func:`coreclip.training.compiling.decide_compile`.
+    """
+    precision = decide_precision(model, rows, config.train.precision)
+    trial = copy.deepcopy(model)
+
+    def step() -> None:
+        trial.zero_grad(set_to_none=True)
+        forward(trial, rows, bf16=precision["precision"] == "bf16").loss.backward()
+        trial.logit_scale.grad.item()  # type: ignore[union-attr]  # waits for a CUDA device
+
+    compiling = decide_compile(
+        trial, step, asked=config.train.compile, device=rows.images.device, seconds_left=seconds_left
+    )
+    return precision | compiling
+
+
 def make_step(
     dataset: Dataset,
     config: Config,
@@ -240,7 +273,10 @@ def make_step(
     first = next((rows for rows in batches if len(rows.index) >= LEAST_ROWS), None)
     if first is None:
         raise no_usable_batch()
-    precision = decide_precision(model, first, config.train.precision)["precision"]
+    decisions = decide_speed(model, first, config, lambda seconds: 0.0)
+    precision = decisions["precision"]
+    if decisions["compile"]:
+        compile_blocks(model)
 
     def step(batch: Batch) -> None:
         with watched.stage("transfer"):
@@ -253,13 +289,13 @@ def make_step(
         with watched.stage("forward"):
             result = forward(model, rows, bf16=precision == "bf16")
             result.loss.item()
+        with watched.stage("metrics"):
+            if signals is not None:
+                signals.record(rows.index, result)
         with watched.stage("backward"):
             optimiser.zero_grad(set_to_none=True)
             result.loss.backward()
         with watched.stage("optimiser"):
             update(model, optimiser, clip_norm=config.train.clip_norm, rate=config.train.lr)
-        with watched.stage("metrics"):
-            if signals is not None:
-                signals.record(rows.index, result)
 
     return MeasuredStep(step=step, loader=loader, precision=precision, device=target)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from coreclip.config import ModelConfig
-from coreclip.training.attention import Block, Mlp, Packed, Padded, run_blocks
+from coreclip.training.attention import Block, LayerNorm, Mlp, Packed, Padded, run_blocks, stream
 
 
 def make_text_tower(model: ModelConfig, vocab_size: int) -> nn.Module:
@@ -50,16 +50,16 @@ class TextTransformer(nn.Module):
         self.embedding = _embedding(vocab_size, width)
         self.position = nn.Parameter(torch.randn(context, width) * 0.01)
         self.blocks = nn.ModuleList(Block(width, heads, depth, activation) for _ in range(depth))
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
 
     def forward(self, tokens: Tensor, lengths: Tensor, *, packed: bool) -> Tensor:
         length = tokens.shape[1]
         if not packed:
             layout = Padded(lengths, length, is_causal=self.is_causal)
-            x = self.embedding(tokens) + self.position[:length]
+            x = stream(self.embedding(tokens) + self.position[:length])
             return self.norm(run_blocks(self.blocks, x, layout))
         rows = Packed(lengths.cpu(), length, tokens.device, is_causal=self.is_causal)
-        x = self.embedding(tokens.flatten()[rows.flat]) + self.position[rows.flat % length]
+        x = stream(self.embedding(tokens.flatten()[rows.flat]) + self.position[rows.flat % length])
         return self.norm(run_blocks(self.blocks, x, rows))
 
 
@@ -69,7 +69,7 @@ class Cbow(nn.Module):
     def __init__(self, vocab_size: int, width: int) -> None:
         super().__init__()
         self.embedding = _embedding(vocab_size, width)
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
         self.mlp = Mlp(width)
 
     def forward(self, tokens: Tensor, lengths: Tensor, *, packed: bool) -> Tensor:

@@ -1,7 +1,7 @@
 """Train a compact CLIP on a data set, or on a weighted subset of it: one function, read from top to bottom.
 
 After big_vision's ``train.py`` in form. The budget is time, samples or epochs; a run that was interrupted goes on where its last
-checkpoint was, bit for bit where the budget is samples or epochs. Left out: several devices, gradient accumulation, torch.compile.
+checkpoint was, bit for bit where the budget is samples or epochs. Left out: several devices, gradient accumulation.
 """
 
 import collections
@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -24,8 +24,10 @@ import torch
 from coreclip.config import Config, config_to_table
 from coreclip.errors import CoreclipError
 from coreclip.files import lock, sha256_file, write_json
-from coreclip.pipeline import Batch, Dataset, Loader, Tokenizer
+from coreclip.pipeline import Batch, Dataset, Tokenizer
 from coreclip.progress import Progress
+from coreclip.training.ahead import AheadOnDevice
+from coreclip.training.compiling import compile_blocks
 from coreclip.training.device import resolve_device
 from coreclip.training.jest import JestSelector, make_selector
 from coreclip.training.loss import LEAST_ROWS
@@ -34,7 +36,7 @@ from coreclip.training.schedule import Budget, learning_rate
 from coreclip.training.signals import SignalRecorder
 from coreclip.training.steps import (
     check_threads,
-    decide_precision,
+    decide_speed,
     forward,
     labels_of,
     make_optimiser,
@@ -148,7 +150,7 @@ def train(
 
         # The run: what is asked for, what is there already.
         model, tokenizer = _first_model(dataset, config, init_from)
-        loader = training_loader(dataset, config, subset, tokenizer)
+        loader = AheadOnDevice(training_loader(dataset, config, subset, tokenizer), target_device)
         jest = make_selector(dataset, config, tokenizer, target_device)
         record = open_run(run, _asked(dataset, config, budget, subset, init_from, jest), config, tokenizer)
         if record["finished"]:
@@ -166,7 +168,7 @@ def train(
 
         # The loop.
         clock = _Clock(started - place.seconds)
-        total = budget.total_samples(pairs_per_pass(loader.n_samples, loader.batch_size))
+        total = budget.total_samples(pairs_per_pass(loader.n_samples, config.super_batch_size))
         usable_seconds = budget.usable_seconds()
         losses = collections.deque(place.losses, maxlen=_LOSS_WINDOW)
         saved_at = logged_at = clock.seconds()
@@ -176,6 +178,7 @@ def train(
         progress = stack.enter_context(Progress(total, "training"))
         progress.done = place.samples_seen
         metrics = stack.enter_context(open(run / "metrics.jsonl", "a", encoding="utf-8"))
+        is_compiled = False
         for batch in watch.iterate("wait", () if place.finished else _batches(loader)):
             begin = clock.seconds()
             wanted = len(batch.index) if jest is None else jest.wanted(len(batch.index))  # pairs to train on
@@ -200,8 +203,12 @@ def train(
                 continue
             place.skipped = 0
             if "precision" not in record["decisions"]:
-                record["decisions"] = decide_precision(model, rows, config.train.precision)
+                left = _seconds_left(total, usable_seconds - clock.seconds(), config.data.batch_size)
+                record["decisions"] = decide_speed(model, rows, config, left)
                 write_json(run / "run.json", record)
+            if record["decisions"].get("compile") and not is_compiled:
+                compile_blocks(model)
+                is_compiled = True
             bf16 = record["decisions"]["precision"] == "bf16"
             if jest is not None:
                 with watch.stage("select"):
@@ -213,6 +220,9 @@ def train(
                 loss = result.loss.item()
             if not math.isfinite(loss):
                 _refuse_loss(loss, place.step, rows.index)
+            with watch.stage("metrics"):  # before the backward pass: a device is waited for once
+                if signals is not None:
+                    signals.record(rows.index, result)
             with watch.stage("backward"):
                 optimiser.zero_grad(set_to_none=True)
                 result.loss.backward()
@@ -223,10 +233,7 @@ def train(
             place.step += 1
             place.samples_seen += wanted
             losses.append(loss)
-            with watch.stage("metrics"):
-                if signals is not None:
-                    signals.record(rows.index, result)
-                _end_batch(place, loader, signals)
+            _end_batch(place, loader, signals)
             now = clock.seconds()
             step_seconds = (step_seconds + now - begin) / 2
             finished = place.samples_seen >= total if total is not None else now + step_seconds >= usable_seconds
@@ -370,6 +377,11 @@ def _interrupts() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
+def _seconds_left(total: int | None, seconds: float, batch_size: int) -> Callable[[float], float]:
+    """Return the seconds of a budget of ``total`` samples, or of ``seconds``, given those of a step."""
+    return lambda step_seconds: seconds if total is None else step_seconds * total / batch_size
+
+
 class _Clock:
     def __init__(self, zero: float) -> None:
         self._zero = zero
@@ -378,12 +390,12 @@ class _Clock:
         return time.monotonic() - self._zero
 
 
-def _batches(loader: Loader) -> Iterator[Batch]:
+def _batches(loader: AheadOnDevice) -> Iterator[Batch]:
     while True:  # each pass is another epoch of the loader
         yield from loader
 
 
-def _end_batch(place: "_Place", loader: Loader, signals: SignalRecorder | None) -> None:
+def _end_batch(place: "_Place", loader: AheadOnDevice, signals: SignalRecorder | None) -> None:
     """Count a batch, and end the pass with its last one."""
     place.step_in_pass += 1
     if place.step_in_pass == len(loader):
@@ -446,7 +458,7 @@ class _Place:
 
 
 def _state(
-    place: _Place, model: Clip, optimiser: torch.optim.AdamW, loader: Loader, signals: SignalRecorder | None
+    place: _Place, model: Clip, optimiser: torch.optim.AdamW, loader: AheadOnDevice, signals: SignalRecorder | None
 ) -> dict[str, Any]:
     return {
         "place": asdict(place),
@@ -459,7 +471,11 @@ def _state(
 
 
 def _restore(
-    state: dict[str, Any], model: Clip, optimiser: torch.optim.AdamW, loader: Loader, signals: SignalRecorder | None
+    state: dict[str, Any],
+    model: Clip,
+    optimiser: torch.optim.AdamW,
+    loader: AheadOnDevice,
+    signals: SignalRecorder | None,
 ) -> _Place:
     model.load_state_dict(state["model"])
     optimiser.load_state_dict(state["optimiser"])

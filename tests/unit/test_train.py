@@ -387,7 +387,7 @@ def test_the_watch_hears_every_stage(data, tmp_path):
     watch = StopAfter()
     train(data, tmp_path / "run", config=CONFIG, epochs=1, watch=watch)
     assert watch.items == 12
-    step = ["transfer", "forward", "backward", "optimiser", "metrics", "logging"]
+    step = ["transfer", "forward", "metrics", "backward", "optimiser", "logging"]
     assert watch.stages == ["wait", *step * 3]
 
 

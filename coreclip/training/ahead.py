@@ -1,0 +1,74 @@
+"""Images on their way to a device while it computes: one batch ahead, through pinned memory, on a stream of their own."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from coreclip.pipeline import Batch, Loader
+
+
+class AheadOnDevice:
+    """A loader whose batches' images lie on a device; on the CPU it is the loader itself.
+
+    The next batch is fetched when one is asked for, so that its copy goes on while the device works on that one. At the end of a
+    pass nothing of the next is fetched: what the loader visits may be changed there.
+
+    Parameters
+    ----------
+    loader : Loader
+    device : torch.device
+    """
+
+    def __init__(self, loader: Loader, device: torch.device) -> None:
+        self._loader, self._device = loader, device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._state: dict[str, Any] | None = None
+
+    @property
+    def n_samples(self) -> int:
+        """Pairs of a pass."""
+        return self._loader.n_samples
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._stream is None:
+            yield from self._loader
+            return
+        ahead: tuple[Batch, torch.cuda.Event, dict[str, Any]] | None = None
+        for batch in self._loader:
+            started = self._start(batch, self._stream)
+            if ahead is not None:
+                yield self._arrived(*ahead)
+            ahead = started
+        if ahead is not None:
+            yield self._arrived(*ahead)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the loader's state after the batch that was delivered last."""
+        return self._loader.state_dict() if self._state is None else self._state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        self._loader.load_state_dict(state)
+        self._state = None
+
+    def _start(self, batch: Batch, stream: torch.cuda.Stream) -> tuple[Batch, torch.cuda.Event, dict[str, Any]]:
+        arrived = torch.cuda.Event()
+        with torch.cuda.stream(stream):
+            # torch keeps pinned memory until the copies out of it are done.
+            images = (
+                batch.images if batch.images.is_cuda else batch.images.pin_memory().to(self._device, non_blocking=True)
+            )
+            arrived.record(stream)
+        return replace(batch, images=images), arrived, self._loader.state_dict()
+
+    def _arrived(self, batch: Batch, arrived: torch.cuda.Event, state: dict[str, Any]) -> Batch:
+        current = torch.cuda.current_stream(self._device)
+        current.wait_event(arrived)
+        batch.images.record_stream(current)  # its memory is not another batch's before this stream is done with it
+        self._state = state
+        return batch
