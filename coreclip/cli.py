@@ -172,9 +172,16 @@ def convert(
         str | None, typer.Option(help="Class names of labels 0, 1, ...: a file with one a line, or a,b,c.")
     ] = None,
     template: Annotated[str, typer.Option(help="Caption made of a class name.")] = "a photo of a {}",
-    tokenizer: Annotated[str | None, typer.Option(help="tokenizer.json or DATASET. Default: trained here.")] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="tokenizer.json, DATASET, or clip: CLIP's own vocabulary (clip:PATH names it). Default: trained here."
+        ),
+    ] = None,
     vocab_size: Annotated[int, typer.Option(help="Largest vocabulary to train.")] = 4096,
-    context: Annotated[int, typer.Option(help="Tokens kept of a caption.")] = 32,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens kept of a caption. Default: 32; 77 with CLIP's vocabulary.")
+    ] = None,
     max_side: Annotated[int | None, typer.Option(help="Shrink images with a longer side, pixels.")] = None,
     check: Annotated[str, typer.Option(help="decode every image, or read its header only.")] = "decode",
     workers: Annotated[int | None, typer.Option(help="Processes. Default: all cores.", show_default=False)] = None,
@@ -332,7 +339,7 @@ def merge(
     datasets: Annotated[list[Path], typer.Argument(help="Two data sets or more.", show_default=False)],
     out: Annotated[Path, typer.Argument(help="Directory to make.", show_default=False)],
     tokenizer: Annotated[
-        Path | None, typer.Option(help="tokenizer.json or DATASET. Default: the first data set's.")
+        Path | None, typer.Option(help="tokenizer.json, DATASET, clip or clip:PATH. Default: the first data set's.")
     ] = None,
     drop_duplicates: Annotated[bool, typer.Option(help="Leave out images that an earlier pair has.")] = False,
     drop_labels: Annotated[bool, typer.Option(help="Make a data set without class labels.")] = False,

@@ -69,7 +69,7 @@ def convert(
     template: str = "{}",
     tokenizer: PathLike | None = None,
     vocab_size: int = 4096,
-    context: int = 32,
+    context: int | None = None,
     max_side: int | None = None,
     check: str = "decode",
     workers: int | None = None,
@@ -95,12 +95,13 @@ def convert(
         Names of the classes 0, 1, ...; a labelled pair without captions gets ``template.format(name)``.
     template : str
         Has one ``{}``.
-    tokenizer : path, optional
-        A ``tokenizer.json``, or a data set whose tokenizer is taken; by default one is trained on the captions.
+    tokenizer : path or str, optional
+        A ``tokenizer.json``; a data set whose tokenizer is taken; ``"clip"`` or ``"clip:PATH"``, CLIP's own vocabulary; by default one is
+        trained on the captions.
     vocab_size : int
         Of a tokenizer that is trained, at most.
-    context : int
-        Tokens of a stored caption.
+    context : int, optional
+        Tokens of a stored caption; by default 32, and CLIP's 77 with its vocabulary.
     max_side : int, optional
         Pixels; larger images are shrunk to it.
     check : {"decode", "header"}

@@ -12,7 +12,6 @@ from coreclip.files import atomic_path
 from coreclip.pipeline.dataset import Dataset
 from coreclip.pipeline.export import to_png
 from coreclip.pipeline.rows import PairsReader, own_columns
-from coreclip.pipeline.tokenizer import END, PADDING, START
 
 _SUFFIXES = {"jpg": (".jpg", ".jpeg"), "raw": (".png",)}
 
@@ -82,13 +81,17 @@ def _decode(dataset: Dataset, tokens: np.ndarray) -> list[list[str]]:
     """Return the texts of token arrays, uint16 (b, captions_per_row, context)."""
     from tokenizers import Tokenizer, decoders
 
-    backend = Tokenizer.from_str(dataset.tokenizer().serialised)
+    tokenizer = dataset.tokenizer()
+    backend = Tokenizer.from_str(tokenizer.serialised)
     backend.decoder = decoders.ByteLevel()
-    special = (PADDING, START, END)
-    return [
-        [backend.decode([i for i in ids if i not in special], skip_special_tokens=False).strip() for ids in row]
-        for row in tokens.tolist()
-    ]
+
+    def text(ids: list[int]) -> str:
+        if tokenizer.end not in ids:
+            return ""  # the place of a caption that the pair has not
+        words = backend.decode(ids[1 : ids.index(tokenizer.end)], skip_special_tokens=False)
+        return (words.replace("</w>", " ") if tokenizer.is_clip else words).strip()
+
+    return [[text(ids) for ids in row] for row in tokens.tolist()]
 
 
 def _write(dataset: Dataset, found: list[dict[str, Any]], out: Path, *, several: bool) -> None:

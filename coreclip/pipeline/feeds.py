@@ -261,6 +261,11 @@ def equal_parts(cost: np.ndarray, parts: int) -> list[slice]:
 class Captions(Protocol):
     """A source of tokens."""
 
+    @property
+    def context(self) -> int:
+        """Tokens of a row."""
+        ...
+
     def put(self, index: np.ndarray, draws: np.ndarray, tokens: np.ndarray, caption: np.ndarray) -> None:
         """Write the tokens (int64 (b, context)) of one caption of each pair, and which it is (int64 (b,)).
 
@@ -270,9 +275,10 @@ class Captions(Protocol):
 
 @dataclass(eq=False)
 class StoredCaptions:
-    """The shards' own tokens."""
+    """The shards' own tokens, int64 (b, context) of a batch."""
 
     shards: ShardSet
+    context: int
 
     def put(self, index: np.ndarray, draws: np.ndarray, tokens: np.ndarray, caption: np.ndarray) -> None:
         """See :class:`Captions`."""
@@ -292,6 +298,11 @@ class EncodedCaptions:
     tokens: np.ndarray
     offsets: np.ndarray
 
+    @property
+    def context(self) -> int:
+        """See :class:`Captions`."""
+        return self.tokens.shape[1]
+
     def put(self, index: np.ndarray, draws: np.ndarray, tokens: np.ndarray, caption: np.ndarray) -> None:
         """See :class:`Captions`."""
         present = np.maximum(self.offsets[index + 1] - self.offsets[index], 1).astype(np.uint64)
@@ -299,9 +310,11 @@ class EncodedCaptions:
         tokens[:] = self.tokens[self.offsets[index] + caption]
 
 
-def captions_of(dataset: Dataset, shards: ShardSet, tokenizer: "Tokenizer | None") -> Captions:
-    """Return the stored tokens, or, for another tokenizer than theirs, all captions encoded with it."""
+def captions_of(
+    dataset: Dataset, shards: ShardSet, tokenizer: "Tokenizer | None", context: int | None = None
+) -> Captions:
+    """Return the stored tokens, or, for another tokenizer than theirs, all captions encoded with it, ``context`` tokens long."""
     if tokenizer is None or tokenizer.sha256 == dataset.tokenizer_sha256:
-        return StoredCaptions(shards)
+        return StoredCaptions(shards, dataset.context)
     texts, offsets = dataset.all_captions()
-    return EncodedCaptions(np.asarray(tokenizer.encode(texts, dataset.context), np.int32), offsets)
+    return EncodedCaptions(np.asarray(tokenizer.encode(texts, context or dataset.context), np.int32), offsets)

@@ -12,9 +12,10 @@ from coreclip.errors import CoreclipError
 from coreclip.pipeline.preparing import ImageOptions
 from coreclip.pipeline.records import Source
 from coreclip.pipeline.sources import class_names_of, find_sources
-from coreclip.pipeline.tokenizer import Tokenizer, check_vocab_size
+from coreclip.pipeline.tokenizer import Tokenizer, check_vocab_size, open_tokenizer
 
 _SMALLEST_SHARD = 1 << 16
+_CONTEXT, _CLIP_CONTEXT = 32, 77
 
 PathLike = str | os.PathLike[str]
 
@@ -45,7 +46,7 @@ def check_job(
     template: str = "{}",
     tokenizer: PathLike | None = None,
     vocab_size: int = 4096,
-    context: int = 32,
+    context: int | None = None,
     max_side: int | None = None,
     check: str = "decode",
     workers: int | None = None,
@@ -63,11 +64,13 @@ def check_job(
     images = ImageOptions(max_side=max_side, check=check, max_pixels=max_pixels, quality=quality)
     if workers is None:
         workers = len(os.sched_getaffinity(0))
-    _check_ranges(context, workers, shard_bytes, images)
+    _check_ranges(_CONTEXT if context is None else context, workers, shard_bytes, images)
     check_vocab_size(vocab_size)
     _check_classes(class_names, template)
     found = find_sources(sources, captions, class_names)
-    chosen = _load_tokenizer(tokenizer) if tokenizer is not None else None
+    chosen = None if tokenizer is None else open_tokenizer(tokenizer)
+    if context is None:
+        context = _CLIP_CONTEXT if chosen is not None and chosen.is_clip else _CONTEXT
     names = class_names_of(found) if class_names is None else list(class_names)
     options = {
         **asdict(images),
@@ -124,10 +127,3 @@ def _check_classes(class_names: Sequence[str] | None, template: str) -> None:
             f"--classes {','.join(names)} is not allowed: a list of different names, none of them empty, in the order "
             f"of the class numbers"
         )
-
-
-def _load_tokenizer(tokenizer: PathLike) -> Tokenizer:
-    if os.fspath(tokenizer) == "clip":
-        raise CoreclipError("tokenizer clip is not supported yet; leave it out, or name a tokenizer.json or a data set")
-    path = Path(tokenizer)
-    return Tokenizer.load(path / "tokenizer.json" if path.is_dir() else path)

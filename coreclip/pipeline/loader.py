@@ -159,6 +159,7 @@ class Loader:
         *,
         subset: Any,
         tokenizer: "Tokenizer | None",
+        context: int | None,
         operations: "Operations | None",
     ) -> None:
         self.dataset = dataset
@@ -176,7 +177,7 @@ class Loader:
         self._blocks: np.ndarray | None = None  # of all pairs, where the order asks for them
         self._copy: Images | None = None
         self._pixels: DevicePixels | None = None  # the copy's, where a device has them
-        self._captions = captions_of(dataset, self._shards, tokenizer)
+        self._captions = captions_of(dataset, self._shards, tokenizer, context)
         self._decoders = DecoderShelf()
         self.set_subset(subset)
 
@@ -354,7 +355,7 @@ class Loader:
         at = epoch.order[share]
         index, keys = epoch.indices[at], epoch.keys[at]
         n, rows = len(index), len(index) + padding
-        tokens = torch.empty((rows, self.dataset.context), dtype=torch.int64)
+        tokens = torch.empty((rows, self._captions.context), dtype=torch.int64)
         valid, caption = torch.empty(rows, dtype=torch.bool), torch.empty(rows, dtype=torch.int64)
         batch = Batch(
             images=tokens, tokens=tokens, index=torch.empty(rows, dtype=torch.int64),
@@ -484,6 +485,7 @@ def make_loader(
     rank: int = 0,
     world_size: int = 1,
     tokenizer: "Tokenizer | None" = None,
+    context: int | None = None,
     drop_last: bool = False,
     prefetch: int = 2,
     resident: bool | str = False,
@@ -532,6 +534,8 @@ def make_loader(
         the order, nothing is filled up, and the numbers of batches can differ.
     tokenizer : Tokenizer or None
         None takes the data set's own; with another one all captions are encoded now.
+    context : int, optional
+        Tokens of a caption that is encoded now; None for as many as are stored.
     drop_last : bool
         Leave out an epoch's last batch where it would be smaller.
     prefetch : int
@@ -569,6 +573,8 @@ def make_loader(
         raise CoreclipError(f"tokenizer = {tokenizer!r} is not a Tokenizer; load one with Tokenizer.load(path)")
     if order is not None and order not in ORDERS:
         raise CoreclipError(f"order = {order!r} is not allowed: it must be one of {', '.join(ORDERS)}")
+    if context is not None:
+        context = _checked_int("context", context, 4, 1024)
     world_size = _checked_int("world_size", world_size, 1, 1 << 20)
     settings = _Settings(
         batch_size=_checked_int("batch_size", batch_size, 1, 1 << 20),
@@ -594,7 +600,7 @@ def make_loader(
         from coreclip.pipeline.operations import Operations
 
         compiled = Operations(operations, settings.image_size)
-    return Loader(dataset, settings, subset=subset, tokenizer=tokenizer, operations=compiled)
+    return Loader(dataset, settings, subset=subset, tokenizer=tokenizer, context=context, operations=compiled)
 
 
 def _check_changes(settings: _Settings, operations: Any) -> None:

@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from coreclip.pipeline.dataset import Dataset, read_table
 from coreclip.pipeline.groups import image_codes
 from coreclip.pipeline.publishing import derived_request, new_folder
 from coreclip.pipeline.rows import batches
-from coreclip.pipeline.tokenizer import Tokenizer
+from coreclip.pipeline.tokenizer import open_tokenizer
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,7 +41,7 @@ def merge(
     out : path
         The folder to make; must not exist.
     tokenizer : path, optional
-        A ``tokenizer.json``, or a data set whose tokenizer is taken; by default the first data set's.
+        As ``convert`` takes it; by default the first data set's.
     drop_duplicates : bool
         Leave out pairs whose source image an earlier pair has; they are listed in ``rejects.parquet``.
     drop_labels : bool
@@ -113,7 +112,7 @@ def united_layout(
     if tokenizer is None:
         chosen = first.tokenizer()
     else:
-        chosen = Tokenizer.load(Path(tokenizer) / "tokenizer.json" if Path(tokenizer).is_dir() else tokenizer)
+        chosen = open_tokenizer(tokenizer)
     labels = not drop_labels and _all_labelled(datasets)
     if labels:
         _check_class_names(datasets)

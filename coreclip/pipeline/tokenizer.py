@@ -1,9 +1,12 @@
 """A byte-level BPE tokenizer (Sennrich et al. 2016; bytes as in GPT-2) of lower-cased captions, on ``tokenizers``.
 
-Ids 0 to 3 are padding, start, end and unknown. Left out: CLIP's own vocabulary.
+One that is trained here has padding, start, end and unknown as ids 0 to 3. CLIP's (Radford et al. 2021), which
+:mod:`coreclip.pipeline.clip_vocabulary` makes, has its start and end as the two last ids, and pads with 0, which is a word's piece too.
+Left out: the mending of broken encodings (ftfy), which CLIP's own code does first.
 """
 
 import hashlib
+import html
 import json
 import os
 from collections.abc import Iterable
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 PADDING, START, END, UNKNOWN = range(4)
 SPECIAL_TOKENS = ("<pad>", "<start>", "<end>", "<unk>")
+CLIP_ENDS = ("<|startoftext|>", "<|endoftext|>")
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
 LARGEST_VOCABULARY = 1 << 16  # ids are stored as uint16
 _WORDS_KEPT = 1 << 17
@@ -33,7 +37,7 @@ class Tokenizer:
     Parameters
     ----------
     serialised : str
-        The JSON of a ``tokenizers.Tokenizer`` whose ids 0 to 3 are the special tokens.
+        The JSON of a ``tokenizers.Tokenizer`` whose ids 0 to 3 are the special tokens, or of one with CLIP's start and end.
     """
 
     def __init__(self, serialised: str) -> None:
@@ -90,10 +94,10 @@ class Tokenizer:
         except Exception as error:  # the library raises a bare Exception
             raise CoreclipError(f"tokenizer {path} is not a tokenizer.json ({error}); check the path") from None
         found = [backend.token_to_id(token) for token in SPECIAL_TOKENS]
-        if found != list(range(len(SPECIAL_TOKENS))):
+        if found != list(range(len(SPECIAL_TOKENS))) and not tokenizer.is_clip:
             raise CoreclipError(
                 f"tokenizer {path} has ids {found} for {', '.join(SPECIAL_TOKENS)}; they must be 0, 1, 2, 3; "
-                f"use one that coreclip trained"
+                f"use one that coreclip trained, or CLIP's"
             )
         check_vocab_size(tokenizer.vocab_size)
         return tokenizer
@@ -109,12 +113,14 @@ class Tokenizer:
         """
         tokens = np.zeros((len(texts), context), dtype=np.int64)
         for row, text_ids in zip(tokens, self._ids(texts), strict=True):
-            ids = [START, *text_ids[: context - 2], END]
+            ids = [self.start, *text_ids[: context - 2], self.end]
             row[: len(ids)] = ids
         return tokens
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         """Return the ids of each text. Words are looked up: they come again and again, and no token spans two of them."""
+        if self.is_clip:  # as its own code does, twice: captions of the web are often escaped twice
+            texts = [html.unescape(html.unescape(text)) if "&" in text else text for text in texts]
         known = self._known_words
         words_of = [self._words(text) for text in texts]
         words = {word for each in words_of for word in each or ()}
@@ -145,9 +151,26 @@ class Tokenizer:
         return int(self._backend.get_vocab_size())
 
     @property
+    def is_clip(self) -> bool:
+        """Whether captions start and end with CLIP's tokens."""
+        return None not in self._clip_ends
+
+    @property
+    def start(self) -> int:
+        """Id of the start token, the first one of each caption."""
+        start = self._clip_ends[0]
+        return START if start is None else start
+
+    @property
     def end(self) -> int:
         """Id of the end token, the last one of each caption."""
-        return END
+        end = self._clip_ends[1]
+        return END if end is None else end
+
+    @cached_property
+    def _clip_ends(self) -> tuple[int | None, int | None]:
+        start, end = map(self._backend.token_to_id, CLIP_ENDS)
+        return (None, None) if start is None or end is None else (start, end)
 
     @cached_property
     def sha256(self) -> str:
@@ -165,10 +188,10 @@ class Tokenizer:
 
     @cached_property
     def _splits_at_spaces(self) -> bool:
-        """Whether texts are normalised and split as :meth:`train` says; a file from elsewhere may say otherwise."""
+        """Whether texts are normalised and split by rules of ours or CLIP's; a file from elsewhere may say otherwise."""
         stored = json.loads(self.serialised)
-        rules = [json.loads(rule.__getstate__()) for rule in _new_rules()]
-        return [stored["normalizer"], stored["pre_tokenizer"]] == rules
+        rules = [[json.loads(rule.__getstate__()) for rule in pair] for pair in (_new_rules(), clip_rules())]
+        return [stored["normalizer"], stored["pre_tokenizer"]] in rules
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[str]]:
         return Tokenizer, (self.serialised,)
@@ -181,6 +204,42 @@ def _new_rules() -> tuple["tokenizers.normalizers.Normalizer", "tokenizers.pre_t
     spaces = normalizers.Replace(Regex(r"\s+"), " ")
     normaliser = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase(), spaces, normalizers.Strip()])
     return normaliser, pre_tokenizers.ByteLevel(add_prefix_space=True)
+
+
+def clip_rules() -> tuple["tokenizers.normalizers.Normalizer", "tokenizers.pre_tokenizers.PreTokenizer"]:
+    """Return the same for CLIP's vocabulary: words, contractions, single digits and runs of signs are encoded by themselves."""
+    from tokenizers import Regex, normalizers, pre_tokenizers
+
+    spaces = normalizers.Replace(Regex(r"\s+"), " ")
+    normaliser = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
+    pieces = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
+    split = pre_tokenizers.Split(pieces, behavior="removed", invert=True)  # no piece spans a space
+    return normaliser, pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+
+
+def open_tokenizer(name: str | os.PathLike[str]) -> Tokenizer:
+    """Return the tokenizer that a user names.
+
+    Parameters
+    ----------
+    name : path or str
+        A ``tokenizer.json``; a data set or a run, whose tokenizer is taken; ``"clip"``, CLIP's vocabulary from where it lies on this
+        machine; ``"clip:PATH"``, from this file or folder.
+
+    Raises
+    ------
+    CoreclipError
+        For a name that stands for none of them.
+    """
+    from coreclip.pipeline.clip_vocabulary import find_clip_tokenizer, read_clip_tokenizer
+
+    text = os.fspath(name)
+    if text == "clip":
+        return find_clip_tokenizer()
+    if text.startswith("clip:"):
+        return read_clip_tokenizer(text.removeprefix("clip:"))
+    path = Path(name)
+    return Tokenizer.load(path / "tokenizer.json" if path.is_dir() else path)
 
 
 def _to_backend(serialised: str) -> "tokenizers.Tokenizer":
