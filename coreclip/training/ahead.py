@@ -1,6 +1,7 @@
 """Images on their way to a device while it computes: one batch ahead, through pinned memory, on a stream of their own."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +13,8 @@ from coreclip.pipeline import Batch, Loader
 class AheadOnDevice:
     """A loader whose batches' images lie on a device; on the CPU it is the loader itself.
 
-    The next batch is fetched when one is asked for, so that its copy goes on while the device works on that one. At the end of a
-    pass nothing of the next is fetched: what the loader visits may be changed there.
+    The next batch is fetched and sent off by a thread while the device works on the one before. At the end of a pass nothing of the
+    next is fetched: what the loader visits may be changed there.
 
     Parameters
     ----------
@@ -38,14 +39,17 @@ class AheadOnDevice:
         if self._stream is None:
             yield from self._loader
             return
-        ahead: tuple[Batch, torch.cuda.Event, dict[str, Any]] | None = None
-        for batch in self._loader:
-            started = self._start(batch, self._stream)
-            if ahead is not None:
+        batches, stream = iter(self._loader), self._stream
+
+        def fetch() -> tuple[Batch, torch.cuda.Event, dict[str, Any]] | None:
+            batch = next(batches, None)
+            return None if batch is None else self._start(batch, stream)
+
+        with ThreadPoolExecutor(1) as thread:
+            fetched = thread.submit(fetch)
+            while (ahead := fetched.result()) is not None:
+                fetched = thread.submit(fetch)
                 yield self._arrived(*ahead)
-            ahead = started
-        if ahead is not None:
-            yield self._arrived(*ahead)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the loader's state after the batch that was delivered last."""

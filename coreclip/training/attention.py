@@ -6,6 +6,7 @@ what that token needs: keys and values of all tokens, the rest for the one; the 
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
 
@@ -155,11 +156,16 @@ def stream(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
-class LayerNorm(nn.LayerNorm):
+def normalised(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Layer normalisation that returns the type that it was given; autocast computes it in full precision."""
+    return F.layer_norm(x, weight.shape, weight, bias).to(x.dtype)
+
+
+class LayerNorm(nn.LayerNorm):
+    """:func:`normalised` with weights of its own."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).to(x.dtype)
+        return normalised(x, self.weight, self.bias)
 
 
 class Block(nn.Module):
@@ -186,16 +192,19 @@ class Block(nn.Module):
         nn.init.normal_(self.mlp.out.weight, std=(2 * depth * 4 * width) ** -0.5)
         for bias in (self.qkv.bias, self.out.bias, self.mlp.out.bias):
             nn.init.zeros_(bias)
-        self._before: Callable[[Block, Tensor], Tensor] = _before_attention
-        self._after: Callable[[Block, Tensor, Tensor], Tensor] = _after_attention
+        self.is_compiled = False  # attention within packed rows has kernels of its own, between two compiled parts
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """Return all stored tokens after the block."""
-        return self._after(self, x, layout.attend(self._before(self, x), self.heads))
-
-    def compile_parts(self) -> None:
-        """Have what lies before and after the attention compiled; that has kernels of its own."""
-        self._before, self._after = _compiled_before(), _compiled_after()
+        parts = _compiled_parts(self.heads, self.mlp.activation) if self.is_compiled else None
+        if parts is None:
+            qkv = self.qkv(self.norm1(x))
+            x = x + self.out(layout.attend(qkv, self.heads))
+            return x + self.mlp(self.norm2(x))
+        before, after = self._weights()
+        if type(layout) is Whole:
+            return parts.whole(x, before, after)
+        return parts.after(x, layout.attend(parts.before(x, before), self.heads), after)
 
     def read(self, x: Tensor, layout: Layout) -> Tensor:
         """Return (b, width): the read tokens after the block, which is all that a last block is asked for."""
@@ -207,24 +216,11 @@ class Block(nn.Module):
         z = layout.read(x) + self.out(layout.attend_read(q, kv, self.heads))
         return z + self.mlp(self.norm2(z))
 
-
-def _before_attention(block: Block, x: Tensor) -> Tensor:
-    return block.qkv(block.norm1(x))
-
-
-def _after_attention(block: Block, x: Tensor, y: Tensor) -> Tensor:
-    x = x + block.out(y)
-    return x + block.mlp(block.norm2(x))
-
-
-@cache
-def _compiled_before() -> Callable[[Block, Tensor], Tensor]:
-    return torch.compile(_before_attention)
-
-
-@cache
-def _compiled_after() -> Callable[[Block, Tensor, Tensor], Tensor]:
-    return torch.compile(_after_attention)
+    def _weights(self) -> tuple[list[Tensor], list[Tensor]]:
+        """What is applied before and after the attention, in order."""
+        before: tuple[nn.Module, ...] = (self.norm1, self.qkv)
+        after = (self.out, self.norm2, self.mlp.wide, self.mlp.out)
+        return tuple([t for m in modules for t in (m.weight, m.bias)] for modules in (before, after))  # type: ignore
 
 
 class Mlp(nn.Module):
@@ -234,10 +230,37 @@ class Mlp(nn.Module):
         super().__init__()
         self.wide = nn.Linear(width, 4 * width)
         self.out = nn.Linear(4 * width, width)
-        self.activation = ACTIVATIONS[activation]
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.activation(self.wide(x)))
+        return self.out(ACTIVATIONS[self.activation](self.wide(x)))
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """A block's compiled parts. They are given weights, not modules, whose checks would take longer than a short kernel."""
+
+    before: Callable[[Tensor, list[Tensor]], Tensor]
+    after: Callable[[Tensor, Tensor, list[Tensor]], Tensor]
+    whole: Callable[[Tensor, list[Tensor], list[Tensor]], Tensor]
+
+
+@cache
+def _compiled_parts(heads: int, activation: str) -> _Parts:
+    """Return the parts for all blocks with these; their code is compiled for each shape that comes."""
+    act = ACTIVATIONS[activation]
+
+    def before(x: Tensor, weights: list[Tensor]) -> Tensor:
+        return F.linear(normalised(x, *weights[:2]), *weights[2:])
+
+    def after(x: Tensor, y: Tensor, weights: list[Tensor]) -> Tensor:
+        x = x + F.linear(y, *weights[:2])
+        return x + F.linear(act(F.linear(normalised(x, *weights[2:4]), *weights[4:6])), *weights[6:])
+
+    def whole(x: Tensor, first: list[Tensor], last: list[Tensor]) -> Tensor:
+        return after(x, Whole().attend(before(x, first), heads), last)
+
+    return _Parts(torch.compile(before), torch.compile(after), torch.compile(whole))
 
 
 def run_blocks(blocks: nn.ModuleList, x: Tensor, layout: Layout) -> Tensor:

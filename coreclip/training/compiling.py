@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from coreclip.training.attention import Block
-from coreclip.training.image_towers import ResNet, SmallCnn
+from coreclip.training.image_towers import ResNet, SmallCnn, Vit
 from coreclip.training.model import Clip
 
 # What a trial may cost of the budget, and what a step must gain: a choice that noise could turn would make equal commands differ.
@@ -24,8 +24,8 @@ _TRIAL_SECONDS = {"cuda": 40.0, "cpu": 60.0}  # expected, of compiling and a few
 def compile_blocks(model: Clip) -> None:
     """Have the Transformers' blocks and the convolutional tower compiled when they are next called."""
     for module in model.modules():
-        if isinstance(module, Block):
-            module.compile_parts()
+        if isinstance(module, (Block, Clip, Vit)):
+            module.is_compiled = True
     if isinstance(model.image, (SmallCnn, ResNet)):
         model.image.compile()
 

@@ -5,12 +5,15 @@ shapes are chosen for training speed on a CPU: a stem of stride 4, channels last
 (Radford et al. 2021), so that its checkpoints fit them. Left out: dropout, stochastic depth.
 """
 
+from collections.abc import Callable
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coreclip.config import ModelConfig
-from coreclip.training.attention import Block, LayerNorm, Whole, run_blocks
+from coreclip.training.attention import Block, LayerNorm, Whole, normalised, run_blocks
 
 STAGES = 4
 RESNET_STRIDE = 32
@@ -184,7 +187,6 @@ class Vit(nn.Module):
 
     def __init__(self, width: int, depth: int, heads: int, patch_size: int, image_size: int, activation: str) -> None:
         super().__init__()
-        self.patch_size = patch_size
         self.patches = nn.Conv2d(3, width, patch_size, stride=patch_size, bias=False)
         self.first = nn.Parameter(torch.randn(width) * width**-0.5)
         self.position = nn.Parameter(torch.randn((image_size // patch_size) ** 2 + 1, width) * width**-0.5)
@@ -192,12 +194,25 @@ class Vit(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, depth, activation) for _ in range(depth))
         self.norm = LayerNorm(width)
 
+        self.is_compiled = False
+
     def forward(self, x: Tensor) -> Tensor:
-        # Patches do not overlap: cut out, they are the rows of a matrix product.
-        b, channels, height, width = x.shape
-        side = self.patch_size
-        x = x.view(b, channels, height // side, side, width // side, side).permute(0, 2, 4, 1, 3, 5)
-        x = F.linear(x.reshape(b, -1, channels * side * side), self.patches.weight.flatten(1))
-        first = self.first.to(x.dtype).expand(b, 1, -1)
-        x = self.norm_before(torch.cat([first, x], dim=1) + self.position.to(x.dtype))
-        return self.norm(run_blocks(self.blocks, x, Whole()))
+        make_tokens = _compiled_tokens() if self.is_compiled else _tokens
+        weights = (self.patches.weight, self.first, self.position, self.norm_before.weight, self.norm_before.bias)
+        return self.norm(run_blocks(self.blocks, make_tokens(x, *weights), Whole()))
+
+
+def _tokens(x: Tensor, patches: Tensor, first: Tensor, position: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
+    """Return what a ViT's blocks are given, (b, 1 + patches, width), of pixels (b, 3, size, size)."""
+    b, channels, height, width = x.shape
+    side = patches.shape[2]
+    # Patches do not overlap: cut out, they are the rows of a matrix product.
+    x = x.view(b, channels, height // side, side, width // side, side).permute(0, 2, 4, 1, 3, 5)
+    x = F.linear(x.reshape(b, -1, channels * side * side), patches.flatten(1))
+    x = torch.cat([first.to(x.dtype).expand(b, 1, -1), x], dim=1) + position.to(x.dtype)
+    return normalised(x, gain, bias)
+
+
+@cache
+def _compiled_tokens() -> Callable[..., Tensor]:
+    return torch.compile(_tokens)

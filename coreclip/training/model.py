@@ -1,6 +1,8 @@
 """A compact CLIP: two towers, projections to a common space, a learned temperature (Radford et al. 2021)."""
 
 import math
+from collections.abc import Callable
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +56,7 @@ class Clip(nn.Module):
         self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1))
         self.context, self.end = model.context, end
+        self.is_compiled = False
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def encode_image(self, images: Tensor) -> Tensor:
@@ -79,7 +82,8 @@ class Clip(nn.Module):
 
     def pixels(self, images: Tensor) -> Tensor:
         """Return uint8 images (b, 3, size, size) as the image tower sees them: float, standardised per channel."""
-        return images.to(self.mean.dtype, memory_format=torch.channels_last).sub_(self.mean).div_(self.std)
+        standardise = _compiled_standardised() if self.is_compiled else _standardised
+        return standardise(images, self.mean, self.std)
 
     def text_hidden(self, tokens: Tensor, lengths: Tensor | None = None, *, packed: bool = True) -> Tensor:
         """Return what the text's projection is given of token rows, (b, text_width)."""
@@ -99,6 +103,15 @@ class Clip(nn.Module):
         """Return image features, text features (both float32 (b, d), unit norm) and the clamped ``logit_scale``."""
         texts = self.encode_text(tokens, lengths)
         return self.encode_image(images), texts, self.logit_scale.clamp(max=MAX_LOGIT_SCALE)
+
+
+def _standardised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    return images.to(mean.dtype, memory_format=torch.channels_last).sub_(mean).div_(std)
+
+
+@cache
+def _compiled_standardised() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    return torch.compile(_standardised)
 
 
 def build_model(config: Config, *, vocab_size: int, seed: int, end: int = END) -> Clip:
