@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 
-def run_fresh(name: str, *arguments: object, group: Path | None = None) -> dict[str, Any]:
+def run_fresh(name: str, *arguments: object, group: Path | None = None, seconds: float | None = None) -> dict[str, Any]:
     """Return what the script's part ``name`` returns when a new process runs it (see :func:`main_or_part`).
 
-    ``group`` is a control group that the process joins first.
+    ``group`` is a control group that the process joins first; ``seconds`` is how long it may take.
     """
 
     def join() -> None:
@@ -22,7 +22,10 @@ def run_fresh(name: str, *arguments: object, group: Path | None = None) -> dict[
             (group / "cgroup.procs").write_text(str(os.getpid()))
 
     command = [sys.executable, sys.argv[0], "--part", name, *map(str, arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, preexec_fn=join, check=False)
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, preexec_fn=join, check=False, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        raise SystemExit(f"{name} was given {seconds:.0f} s, which were too few") from None
     if done.returncode:
         raise SystemExit(f"{name} ended with status {done.returncode}{' (killed)' * (done.returncode == -9)}")
     return json.loads(done.stdout.splitlines()[-1])

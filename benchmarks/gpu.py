@@ -20,101 +20,43 @@ from peers.points import clustered_points
 from photographs import draw_folder
 from side_by_side import write_result
 
-WORDS = [
-    "a",
-    "the",
-    "two",
-    "man",
-    "woman",
-    "dog",
-    "child",
-    "boy",
-    "girl",
-    "people",
-    "group",
-    "red",
-    "blue",
-    "white",
-    "black",
-    "brown",
-    "young",
-    "little",
-    "old",
-    "large",
-    "small",
-    "running",
-    "jumping",
-    "sitting",
-    "standing",
-    "playing",
-    "walking",
-    "riding",
-    "holding",
-    "looking",
-    "in",
-    "on",
-    "with",
-    "of",
-    "and",
-    "through",
-    "near",
-    "over",
-    "by",
-    "water",
-    "grass",
-    "beach",
-    "snow",
-    "street",
-    "park",
-    "field",
-    "ball",
-    "bike",
-    "shirt",
-    "hat",
-    "rock",
-    "tree",
-    "boat",
-    "car",
-    "wall",
-    "crowd",
-    "camera",
-    "face",
-    "hand",
-    "ground",
-    "air",
-    "side",
-    "front",
-]
+# fmt: off
+WORDS = (
+    "a", "the", "two", "man", "woman", "dog", "child", "boy", "girl", "people", "group", "red", "blue", "white", "black", "brown",
+    "young", "little", "old", "large", "small", "running", "jumping", "sitting", "standing", "playing", "walking", "riding", "holding",
+    "looking", "in", "on", "with", "of", "and", "through", "near", "over", "by", "water", "grass", "beach", "snow", "street", "park",
+    "field", "ball", "bike", "shirt", "hat", "rock", "tree", "boat", "car", "wall", "crowd", "camera", "face", "hand", "ground",
+)
+# fmt: on
 BF16_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}  # dense, FLOP/s
 
 
 def main() -> None:
     options = _options()
-    started = time.perf_counter()
     failures: list[str] = []
+    attempt = _Attempts(60 * options.minutes, failures)
     with tempfile.TemporaryDirectory() as scratch:
-        data = _attempt(failures, "data", scratch, options.n, options.device, options.vocabulary)
+        data = attempt("data", scratch, options.n, options.device, options.vocabulary)
         parts: dict[str, dict[str, Any]] = {}
         for preset, batch_size in options.models:
             if data is not None:
-                parts[f"ours {preset}"] = _attempt(
-                    failures, "ours", scratch, preset, batch_size, options.device, options.steps
-                )
+                parts[f"ours {preset}"] = attempt("ours", scratch, preset, batch_size, options.device, options.steps)
             if not options.no_peers:
-                parts[f"open_clip {preset}"] = _attempt(
-                    failures, "peer", preset, batch_size, options.device, options.steps // 2
-                )
+                parts[f"open_clip {preset}"] = attempt("peer", preset, batch_size, options.device, options.steps // 2)
         selected = None
         if options.pairs:
-            selected = _attempt(failures, "select", options.pairs, 512, options.pairs // 10, options.device)
+            selected = attempt("select", options.pairs, 512, options.pairs // 10, options.device)
     body = _report(options, data, parts, selected, failures)
-    body += f"\n\nThe whole command took {time.perf_counter() - started:.0f} s."
+    body += f"\n\nThe whole command took {attempt.seconds():.0f} s."
     write_result("gpu", "Training and selection on a GPU", body, "coreclip", "torch", "numpy")
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument(
+        "--minutes", type=float, default=9.5, help="what does not fit is left out (default: %(default)s)"
+    )
     parser.add_argument("--n", type=int, default=8192, help="photographs")
     parser.add_argument("--steps", type=int, default=120, help="of ours; the peer takes half as many")
     parser.add_argument("--pairs", type=int, default=1_000_000, help="to select from; 0 leaves selection out")
@@ -130,16 +72,24 @@ def _models(text: str) -> list[tuple[str, int]]:
     return [(name, int(size)) for name, _, size in (item.partition(":") for item in text.split(","))]
 
 
-def _attempt(failures: list[str], part: str, *arguments: object) -> Any:
-    """A part that fails is reported; the others' time on the GPU shall not be lost."""
-    begin = time.perf_counter()
-    try:
-        result = run_fresh(part, *arguments)
-    except SystemExit as error:
-        failures.append(f"{part} {' '.join(map(str, arguments))}: {error}")
-        return None
-    print(f"[{time.perf_counter() - begin:6.1f} s] {part}: {json.dumps(result)}", flush=True)
-    return result
+class _Attempts:
+    """Runs parts within a time limit. One that fails is reported: the others' time on the GPU shall not be lost."""
+
+    def __init__(self, limit: float, failures: list[str]) -> None:
+        self._limit, self._failures, self._begin = limit, failures, time.perf_counter()
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self._begin
+
+    def __call__(self, part: str, *arguments: object) -> Any:
+        begin = self.seconds()
+        try:
+            result = run_fresh(part, *arguments, seconds=max(1.0, self._limit - begin))
+        except SystemExit as error:
+            self._failures.append(f"{part} {' '.join(map(str, arguments))}: {error}")
+            return None
+        print(f"[{self.seconds() - begin:6.1f} s] {part}: {json.dumps(result)}", flush=True)
+        return result
 
 
 # ----------------------------------------------------------------------------------------------------------------------- parts
@@ -188,7 +138,7 @@ def ours(scratch: str, preset: str, batch_size: str, device: str, steps: str) ->
 
     dataset, run = Dataset(Path(scratch) / "data"), Path(scratch) / f"run-{preset}"
     overrides = [
-        f"data.batch_size={batch_size}", f"data.workers={len(os.sched_getaffinity(0))}", "train.precision=bf16",
+        f"data.batch_size={batch_size}", f"data.workers={max(1, len(os.sched_getaffinity(0)) - 2)}", "train.precision=bf16",
         f"train.compile={'on' if device != 'cpu' else 'off'}", "train.checkpoints=0", "train.checkpoint_seconds=1e6",
     ]  # fmt: skip
     config = load_config(None, overrides, preset=preset)
