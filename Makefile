@@ -8,10 +8,13 @@ PARTS := coreclip tests benchmarks examples
 BIN := .venv/bin
 READY := .venv/.ready
 PEERS := .venv-peers
-BENCH_MODULES := benchmarks/photographs.py benchmarks/side_by_side.py
+OPEN_CLIP := .venv-open-clip
+BENCH_MODULES := benchmarks/photographs.py benchmarks/side_by_side.py benchmarks/fresh.py
+# These want more than a command line: a GPU, Flickr8k and open_clip.
+BENCH_APART := benchmarks/gpu.py benchmarks/flickr8k.py
 DEBIAN_PACKAGES := g++ libopencv-dev libturbojpeg0-dev pkg-config python3-dev python3-venv
 
-.PHONY: demo test lint format bench bench-peers clean
+.PHONY: demo test lint format bench bench-peers bench-open-clip clean
 
 demo: $(READY)
 	$(BIN)/coreclip demo demo-report
@@ -29,7 +32,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix $(wildcard $(PARTS))
 
 bench: $(READY)
-	for script in $(filter-out $(BENCH_MODULES),$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out $(BENCH_MODULES) $(BENCH_APART),$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 bench-peers: $(PEERS)/.ready
 
@@ -38,6 +41,14 @@ $(PEERS)/.ready: benchmarks/peers.txt constraints.txt
 	rm -rf $(PEERS)
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --constraint constraints.txt --requirement benchmarks/peers.txt
+	touch $@
+
+bench-open-clip: $(OPEN_CLIP)/.ready
+
+$(OPEN_CLIP)/.ready: benchmarks/open_clip.txt
+	rm -rf $(OPEN_CLIP)
+	$(PYTHON) -m venv $(OPEN_CLIP)
+	$(OPEN_CLIP)/bin/python -m pip install --quiet --requirement benchmarks/open_clip.txt
 	touch $@
 
 # The stamp is written last: an installation that broke off is begun again.
@@ -49,4 +60,4 @@ $(READY): constraints.txt pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .venv $(PEERS) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis demo-report
+	rm -rf .venv $(PEERS) $(OPEN_CLIP) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis demo-report
