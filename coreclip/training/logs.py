@@ -31,17 +31,12 @@ class MetricsLog:
         Is shown every line.
     tensorboard : bool
         Whether scalars are written to ``RUN/tensorboard``. Where that is not there yet, it begins with the lines that are.
-
-    Raises
-    ------
-    CoreclipError
-        Where TensorBoard is asked for and not installed.
     """
 
     def __init__(self, run: Path, step: int, display: Display, *, tensorboard: bool = False) -> None:
         self.display = display
         self._path, self._folder, self._step = run / "metrics.jsonl", run / "tensorboard", step
-        self._writer_class = _summary_writer() if tensorboard else None
+        self._writer_class = summary_writer() if tensorboard else None
 
     def __enter__(self) -> Self:
         self._stack = contextlib.ExitStack()
@@ -83,7 +78,14 @@ class MetricsLog:
                 self._writer.add_scalar(f"{group}/{name}", value, line["step"])
 
 
-def _summary_writer() -> "type[SummaryWriter]":
+def summary_writer() -> "type[SummaryWriter]":
+    """Return TensorBoard's writer.
+
+    Raises
+    ------
+    CoreclipError
+        Where it is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

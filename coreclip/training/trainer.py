@@ -29,7 +29,7 @@ from coreclip.training.compiling import compile_blocks
 from coreclip.training.device import resolve_device
 from coreclip.training.ema import WeightAverage
 from coreclip.training.jest import JestSelector, make_selector
-from coreclip.training.logs import MetricsLog
+from coreclip.training.logs import MetricsLog, summary_writer
 from coreclip.training.loss import LEAST_ROWS
 from coreclip.training.model import Clip, new_model
 from coreclip.training.panel import make_display
@@ -182,6 +182,8 @@ def train(
         reselector = make_reselector(run, dataset, config, tokenizer, subset, target_device)
         if validation is not None:
             check_validation(validation, dataset)
+        if tensorboard:
+            summary_writer()  # a missing package is told of before there is a run
         record = open_run(run, _asked(dataset, config, budget, subset, init_from, jest), config, tokenizer)
         if record["finished"]:
             return TrainReport(**record["report"])

@@ -43,8 +43,8 @@ def test_equal_weights_draw_each_once(k, weight, seed, epoch):
 @settings(deadline=None, max_examples=10)
 @given(seed=SEEDS)
 def test_whoever_is_drawn_beside_whom_changes(seed):
-    """Half of the pairs weigh nothing to speak of, the other half is drawn twice: neighbours are not tied to each other."""
+    """Two pairs that are there three times in four each: neither always nor never together, as neighbours of a fixed order would be."""
     weights = np.full(8, 0.75)
     weights[:4] = 1.25
     together = np.mean([np.isin([4, 5], drawn_by_weight(weights, seed=seed, epoch=e)).all() for e in range(600)])
-    assert 0.35 < together < 0.75  # each is there three times in four
+    assert 0.35 < together < 0.75

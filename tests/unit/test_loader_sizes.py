@@ -92,7 +92,7 @@ def test_sizes_that_can_not_be_are_refused(dataset):
     for options in ({"crop": "shift"}, {"train": False}):
         loader = make_loader(dataset, image_size=32, resident="device", **options)
         loader.set_image_size(32)
-        with pytest.raises(CoreclipError, match="image_size = 16 after 32 is not possible .* make another loader"):
+        with pytest.raises(CoreclipError, match=r"image_size = 16 after 32 is not possible .* make another loader"):
             loader.set_image_size(16)
 
 
