@@ -154,6 +154,7 @@ def test_ctrl_c_leaves_a_clean_terminal_and_a_run_to_go_on_with(tmp_path):
     command = [
         "train", str(data.path), str(tmp_path / "run"), "--samples", "10000000", "--threads", "1", "--device", "cpu",
         "--set", "data.batch_size=5", "--set", "data.image_size=16", "--set", "model.image_width=8", "--set", "train.precision=fp32",
+        "--set", "train.compile=off",
     ]  # fmt: skip
     code, text = in_terminal(command, interrupt_at="logit scale")
     assert code == 130
