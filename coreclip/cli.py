@@ -42,7 +42,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 DatasetArgument = Annotated[Path, typer.Argument(help="Data set made by convert.", show_default=False)]
 RunArgument = Annotated[Path, typer.Argument(help="Run made by train.", show_default=False)]
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="TOML file with [data], [model], [train], [jest], [reselect].")
+    Path | None, typer.Option("--config", help="TOML file with \\[data], \\[model], \\[train], \\[jest], \\[reselect].")
 ]
 PresetOption = Annotated[
     str | None, typer.Option(help="A whole model by name, e.g. cnn-14m, vit-s, ViT-B-32; --config and --set change it.")
