@@ -43,11 +43,6 @@ class AheadOnDevice:
         """Pairs of a pass."""
         return self._loader.n_samples
 
-    @property
-    def image_size(self) -> int:
-        """Side of the images that are drawn at present, pixels."""
-        return self._loader.image_size
-
     def __len__(self) -> int:
         return len(self._loader)
 

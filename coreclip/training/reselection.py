@@ -75,7 +75,7 @@ class Reselector:
         passes : int
             That are over. The choice is a function of it, the model, the run's seed and its signals.
         image_size : int
-            That the model sees at present, pixels.
+            That the model is going to see, pixels.
 
         Returns
         -------

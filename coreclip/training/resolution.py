@@ -50,11 +50,14 @@ class GrowingImages:
         self._loader, self._sizes, self._delivered = loader, sizes, delivered
         self._count, self._used = count, used
 
+    def size_after(self, delivered: int) -> int:
+        """Return the size of the batch that follows so many pairs."""
+        return size_at(self._sizes, self._used(delivered)) if self._sizes else self._loader.image_size
+
     def __call__(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield the batches of one pass of the loader."""
         while True:
-            if self._sizes:
-                self._loader.set_image_size(size_at(self._sizes, self._used(self._delivered)))
+            self._loader.set_image_size(self.size_after(self._delivered))
             batch = next(batches, None)
             if batch is None:
                 return

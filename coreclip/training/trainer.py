@@ -225,7 +225,7 @@ def train(
         )
         loader = AheadOnDevice(pairs, target_device, through=growth)
         if not place.finished:
-            _reselect(reselector, model, loader, place, end_seconds - clock.seconds(), log)
+            _reselect(reselector, model, loader, growth, place, end_seconds - clock.seconds(), log)
         is_compiled = False
         ready = clock.seconds()
         for batch in watch.iterate("wait", () if place.finished else _batches(loader)):
@@ -251,7 +251,7 @@ def train(
                 if place.skipped >= 2 * len(loader):  # so a whole pass at least
                     raise no_usable_batch()
                 _end_batch(place, loader, signals)
-                _reselect(reselector, model, loader, place, end_seconds - clock.seconds(), log)
+                _reselect(reselector, model, loader, growth, place, end_seconds - clock.seconds(), log)
                 ready = clock.seconds()
                 continue
             place.skipped = 0
@@ -296,7 +296,7 @@ def train(
             used = place.samples_seen / total if total is not None else now / end_seconds
             interrupted = stop.is_set() and not finished
             if not (finished or interrupted):
-                _reselect(reselector, model, loader, place, end_seconds - now, log)
+                _reselect(reselector, model, loader, growth, place, end_seconds - now, log)
             if validator is not None and (finished or parts_passed(used, config.train.evaluate_every) > place.parts):
                 place.parts = parts_passed(used, config.train.evaluate_every)
                 _evaluate(validator, model, average, place, log)
@@ -522,6 +522,7 @@ def _reselect(
     reselector: Reselector | None,
     model: Clip,
     loader: AheadOnDevice,
+    growth: GrowingImages,
     place: "_Place",
     seconds_left: float,
     log: MetricsLog,
@@ -538,7 +539,7 @@ def _reselect(
         return
     begin = time.monotonic()
     log.display.say("selecting")
-    chosen = reselector.choose(model, place.passes, loader.image_size)
+    chosen = reselector.choose(model, place.passes, growth.size_after(place.delivered))
     loader.set_subset(chosen)
     seconds = time.monotonic() - begin
     place.selected = place.passes

@@ -20,6 +20,7 @@ from coreclip.training import train
 from coreclip.training.ema import WeightAverage, power_of
 from coreclip.training.resolution import size_at
 from coreclip.training.schedule import parts_passed
+from coreclip.training.store import load_checkpoint
 from tests.helpers import make_dataset
 from tests.unit.test_train import Stop, StopAfter, lines, weights
 
@@ -79,6 +80,26 @@ def test_a_run_with_all_options_that_was_stopped_goes_on_bit_for_bit(data, whole
     assert chosen[0] == chosen[1]
     notes = [[line["step"] for line in lines(run) if "reselection" in line] for run in (tmp_path / "parts", whole[1])]
     assert notes[0] == notes[1]
+
+
+@pytest.mark.parametrize("steps", [3, 5])
+def test_ctrl_c_at_the_end_of_a_pass_leaves_the_choice_to_the_next_sitting(data, whole, tmp_path, steps):
+    """The first pass has four steps, the others two."""
+
+    class Interrupt(StopAfter):
+        def step(self, n_items):
+            self.steps -= 1
+            if self.steps == 0:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    config = replace(ALL, train=replace(ALL.train, checkpoint_seconds=1e6))
+    with pytest.raises(KeyboardInterrupt):
+        train(data, tmp_path / "parts", config=config, samples=90, watch=Interrupt(steps))
+    place = load_checkpoint(tmp_path / "parts")["place"]
+    assert (place["step"], place["step_in_pass"]) == (steps + 1, 0)
+    assert place["selected"] == place["passes"] - 1 or place["selected"] == -1
+    train(data, tmp_path / "parts", config=config, samples=90)
+    assert bytes_of(tmp_path / "parts") == bytes_of(whole[1])
 
 
 def test_a_run_with_all_options_that_was_killed_goes_on_bit_for_bit(data, whole, tmp_path):
