@@ -41,7 +41,9 @@ _PIPELINE, _SELECTION, _TRAINING, _PROFILING = "pipeline", "selection", "trainin
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 DatasetArgument = Annotated[Path, typer.Argument(help="Data set made by convert.", show_default=False)]
 RunArgument = Annotated[Path, typer.Argument(help="Run made by train.", show_default=False)]
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file with [data], [model], [train], [jest].")]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="TOML file with \\[data], \\[model], \\[train], \\[jest], \\[reselect].")
+]
 PresetOption = Annotated[
     str | None, typer.Option(help="A whole model by name, e.g. cnn-14m, vit-s, ViT-B-32; --config and --set change it.")
 ]
@@ -444,6 +446,19 @@ def train(
     preset: PresetOption = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
+    validation: Annotated[
+        Path | None,
+        typer.Option(help="Held-out data set: retrieval on it is measured each train.evaluate_every of the budget."),
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write the numbers of metrics.jsonl to RUN/tensorboard.")
+    ] = False,
+    panel: Annotated[
+        bool | None,
+        typer.Option(
+            "--panel/--no-panel", help="A live panel. Default: where stderr is a terminal.", show_default=False
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
@@ -453,7 +468,10 @@ def train(
     The same command goes on where an interrupted run stopped. With --set jest.keep=0.5 --set jest.reference=proxy each step
     trains on the half of a batch that has most to learn, measured against a finished run (or its FEATURES).
 
-    Example: coreclip train flickr run --minutes 5 --subset best.parquet --set train.lr=5e-4
+    --set reselect.every=2 --set reselect.fraction=0.3 chooses the pairs anew after every second pass over them, by the model under
+    way; --set 'data.sizes=[32,48,64]' lets the images grow over the budget; --set train.ema=0.05 averages the weights of the last steps.
+
+    Example: coreclip train flickr run --minutes 5 --subset best.parquet --set train.lr=5e-4 --validation flickr-dev
     """
     from coreclip.config import load_config
     from coreclip.pipeline import Dataset
@@ -471,6 +489,9 @@ def train(
         device=device,
         threads=threads,
         started=_STARTED,
+        validation=None if validation is None else Dataset(validation),
+        tensorboard=tensorboard,
+        panel=panel,
     )
     _emit(asdict(report), as_json)
 

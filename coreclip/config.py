@@ -40,6 +40,11 @@ class DataConfig:
         Decoding threads.
     resident : bool
         Whether the decoded images, a little larger than ``image_size``, are kept in memory after the first pass.
+    sizes : list of int
+        Image sizes of as many equal parts of the budget, none by default: ``[32, 48, 64]`` trains a third of it at 32 pixels.
+        The last one must be ``image_size``; a size may come several times. For the convolutional image tower.
+    weights : {"loss", "draws"}
+        Where a subset's weights go: into the loss, or into how often each pair is drawn in a pass.
     order : {"random", "quasi_random"}
         ``quasi_random`` shuffles within parts of the data, so that what memory does not hold is read in long runs.
     flip, jitter, grey, cutout
@@ -52,6 +57,8 @@ class DataConfig:
     batch_size: int = 256
     workers: int = 2
     resident: bool = False
+    sizes: tuple[int, ...] = ()
+    weights: str = "loss"
     order: str = "random"
     flip: float = 0.0
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
@@ -69,6 +76,17 @@ class DataConfig:
             "2 to 1,048,576; a contrast needs a second pair",
         )
         _require(1 <= self.workers <= 256, "data.workers", self.workers, "1 to 256")
+        for size in self.sizes:
+            _require(
+                8 <= size <= self.image_size, "data.sizes", self.sizes, f"8 to data.image_size = {self.image_size}"
+            )
+        _require(
+            not self.sizes or self.sizes[-1] == self.image_size,
+            "data.sizes",
+            self.sizes,
+            f"the last one is data.image_size = {self.image_size}, at which the model is used",
+        )
+        _require(self.weights in ("loss", "draws"), "data.weights", self.weights, "one of loss, draws")
         _require(self.order in ("random", "quasi_random"), "data.order", self.order, "one of random, quasi_random")
         for name in ("flip", "grey"):
             _require(0 <= getattr(self, name) <= 1, f"data.{name}", getattr(self, name), "a probability, 0 to 1")
@@ -194,6 +212,11 @@ class TrainConfig:
     compile : {"auto", "on", "off"}
         Whether torch.compile is used on the towers' blocks; ``auto`` tries it where that costs a twentieth of the budget at most,
         and keeps it where steps get faster.
+    ema : float
+        Above 0, the run's model is an average of the weights over the last steps: the width of that average (its standard deviation)
+        as a fraction of the steps so far, e.g. 0.05; 0.25 at most. 0: the last step's weights.
+    evaluate_every : float
+        Fraction of the budget between two evaluations on the data set that ``--validation`` names.
     checkpoint_seconds : float
         Time between two checkpoints.
     checkpoints : int
@@ -214,6 +237,8 @@ class TrainConfig:
     temperature: float = 0.07
     precision: str = "auto"
     compile: str = "auto"
+    ema: float = 0.0
+    evaluate_every: float = 0.1
     checkpoint_seconds: float = 60.0
     checkpoints: int = 5
     signals: bool = True
@@ -232,6 +257,13 @@ class TrainConfig:
             self.precision in ("auto", "fp32", "bf16"), "train.precision", self.precision, "one of auto, fp32, bf16"
         )
         _require(self.compile in ("auto", "on", "off"), "train.compile", self.compile, "one of auto, on, off")
+        _require(0 <= self.ema <= 0.25, "train.ema", self.ema, "a fraction of the steps, 0 (none) to 0.25")
+        _require(
+            0.001 <= self.evaluate_every <= 1,
+            "train.evaluate_every",
+            self.evaluate_every,
+            "a fraction of the budget, 0.001 to 1",
+        )
         _require(self.checkpoint_seconds > 0, "train.checkpoint_seconds", self.checkpoint_seconds, "above 0")
         _require(0 <= self.checkpoints <= 1000, "train.checkpoints", self.checkpoints, "0 to 1000")
         _require(0 <= self.seed < 2**63, "train.seed", self.seed, "0 to 2**63 - 1")
@@ -268,6 +300,37 @@ class JestConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReselectConfig:
+    """When and how the pairs to train on are chosen anew by the model under way; see :mod:`coreclip.training.reselection`.
+
+    Attributes
+    ----------
+    every : int
+        Passes over the chosen pairs between two selections. 0: none. E.g. ``--set reselect.every=2``.
+    method : str
+        As ``coreclip select`` takes it, e.g. ``"semdedup(keep=0.9) | craig"``.
+    fraction : float
+        Share of the pairs that are looked at which is chosen.
+    pool : int
+        Pairs that are looked at, drawn anew each time; 0: all that the run was given.
+    after : int
+        Passes over all pairs before the first selection.
+    """
+
+    every: int = 0
+    method: str = "craig"
+    fraction: float = 0.3
+    pool: int = 0
+    after: int = 1
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.every <= 1 << 20, "reselect.every", self.every, "passes, 0 (never) to 1,048,576")
+        _require(0 < self.fraction <= 1, "reselect.fraction", self.fraction, "a share, above 0, at most 1")
+        _require(self.pool == 0 or self.pool >= 2, "reselect.pool", self.pool, "2 pairs at least, or 0 for all")
+        _require(0 <= self.after <= 1 << 20, "reselect.after", self.after, "passes, 0 to 1,048,576")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """All that a run depends on beside its data and its budget."""
 
@@ -275,6 +338,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     jest: JestConfig = field(default_factory=JestConfig)
+    reselect: ReselectConfig = field(default_factory=ReselectConfig)
 
     def __post_init__(self) -> None:
         _require(
@@ -282,6 +346,12 @@ class Config:
             "jest.keep",
             self.jest.keep,
             f"at most 1,048,576 pairs a batch, data.batch_size / jest.keep; they are {self.super_batch_size:,}",
+        )
+        _require(
+            len(set(self.data.sizes)) <= 1 or self.model.image_tower == "cnn",
+            "data.sizes",
+            self.data.sizes,
+            f"model.image_tower = {self.model.image_tower} has positions of one size; leave it out, or use model.image_tower=cnn",
         )
         if self.model.image_tower == "vit":
             _require(
@@ -305,7 +375,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), *
     Parameters
     ----------
     path : path or None
-        A TOML file with the sections ``data``, ``model``, ``train``, ``jest``; None for the defaults.
+        A TOML file with the sections ``data``, ``model``, ``train``, ``jest``, ``reselect``; None for the defaults.
     overrides : sequence of str
         ``"train.lr=1e-3"``; the later one wins.
     preset : str, optional
@@ -403,6 +473,8 @@ def _build_section(section: str, kind: type, values: dict[str, Any]) -> Any:
 def _coerce(name: str, value: Any, kind: Any) -> Any:
     if isinstance(kind, types.GenericAlias):  # tuple[float, float]
         parts = typing.get_args(kind)
+        if parts[-1:] == (Ellipsis,) and isinstance(value, (list, tuple)):  # tuple[int, ...]: of any length
+            return tuple(_coerce(name, item, parts[0]) for item in value)
         if isinstance(value, (list, tuple)) and len(value) == len(parts):
             return tuple(_coerce(name, item, part) for item, part in zip(value, parts, strict=True))
         raise CoreclipError(f"{name} = {value!r} must be a list of {len(parts)} numbers")

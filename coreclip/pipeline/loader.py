@@ -36,6 +36,7 @@ from coreclip.pipeline.feeds import (
 from coreclip.pipeline.order import (
     ORDERS,
     batch_slices,
+    drawn_by_weight,
     epoch_order,
     occurrence_keys,
     quasi_random_order,
@@ -120,7 +121,17 @@ class _Settings:
     drop_last: bool
     prefetch: int
     resident: bool
+    draws: bool
     device: Any  # torch's, or None where resident images stay with the decoder
+
+
+@dataclass(eq=False)
+class _Ahead:
+    """A batch that is being decoded."""
+
+    part: slice
+    image_size: int
+    finish: Callable[[], Batch]
 
 
 @dataclass(eq=False)
@@ -128,6 +139,7 @@ class _Epoch:
     """What an iteration visits; a later :meth:`Loader.set_subset` does not touch it."""
 
     number: int
+    among: np.ndarray  # the subset's pairs, of which those below are drawn
     indices: np.ndarray
     weights: np.ndarray
     keys: np.ndarray
@@ -145,7 +157,9 @@ class Loader:
     Attributes
     ----------
     dataset : Dataset
-    batch_size, image_size, workers : int
+    batch_size, workers : int
+    image_size : int
+        As :meth:`set_image_size` left it.
     n_samples : int
         Pairs that an epoch visits, on all ranks together.
     epoch : int
@@ -189,11 +203,10 @@ class Loader:
         if self._run is not None:
             self.set_epoch(self.epoch + 1)
         self._run = run = object()
-        order, windows = self._order()
-        epoch = _Epoch(
-            self.epoch, self._indices, self._weights, self._keys, order, windows, self._slices(self._position)
-        )
-        return self._iterate(run, epoch)
+        indices, weights, keys = self._visits()
+        order, windows = self._order(indices)
+        slices = self._slices(self._position)
+        return self._iterate(run, _Epoch(self.epoch, self._indices, indices, weights, keys, order, windows, slices))
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next ``iter()`` start epoch ``epoch`` at its beginning."""
@@ -218,6 +231,8 @@ class Loader:
             raise CoreclipError(
                 f"drop_last=True leaves no batch of {self.batch_size}{where} of {n} pairs; use a smaller batch_size"
             )
+        if settings.draws and not weights.any():
+            raise CoreclipError("the subset's weights are all 0: none of its pairs can be drawn; use another subset")
         if self._run is not None:
             self.set_epoch(self.epoch + 1)
         self._indices, self._weights, self.n_samples = indices, weights, n
@@ -231,6 +246,33 @@ class Loader:
         self._digest = digest.hexdigest()
         self._position = self._first
 
+    def set_image_size(self, image_size: int) -> None:
+        """Deliver images of another size from the next batch on, also within an epoch.
+
+        Order, crops, changes and captions stay what they are. Batches that are decoded ahead are decoded anew, so that what
+        is delivered does not depend on ``prefetch``. The size is no part of :meth:`state_dict`.
+
+        Parameters
+        ----------
+        image_size : int
+            Side, pixels. With ``resident`` at most the one that the loader was made with.
+
+        Raises
+        ------
+        CoreclipError
+            For a size out of its range, and for operations and resident images that are made for one size.
+        """
+        settings = self._settings
+        most = settings.image_size if settings.resident else 4096
+        size = _checked_int("image_size", image_size, 8, most)
+        shows_as_is = settings.device is not None and not (settings.train and settings.crop == "resized")
+        if size != self.image_size and (self._operations is not None or shows_as_is):
+            raise CoreclipError(
+                f'image_size = {size} after {self.image_size} is not possible with operations, or with resident="device" '
+                "without resized crops, which are made for one size; make another loader"
+            )
+        self.image_size = size
+
     def state_dict(self) -> dict[str, Any]:
         """Return where the loader is, after the batch that was delivered last; of JSON's types.
 
@@ -243,7 +285,7 @@ class Loader:
             "position": self._position,
             "seed": settings.seed,
             "train": settings.train,
-            "order": settings.order + window,
+            "order": settings.order + window + (", drawn by weight" if settings.draws else ""),
             "share": [0, 1] if settings.train else [settings.rank, settings.world_size],
             "subset": self._digest,
             "fingerprint": self.dataset.fingerprint,
@@ -281,7 +323,15 @@ class Loader:
     def _slices(self, start: int) -> list[slice]:
         return batch_slices(self._last, self._stride, start=start, drop_last=self._settings.drop_last)
 
-    def _order(self) -> tuple[np.ndarray, np.ndarray]:
+    def _visits(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the indices, weights and keys of what the epoch visits, each (n_samples,), in the subset's order."""
+        if not self._settings.draws:
+            return self._indices, self._weights, self._keys
+        drawn = drawn_by_weight(self._weights, seed=self._settings.seed, epoch=self.epoch)
+        indices = self._indices[drawn]
+        return indices, np.ones(len(indices)), occurrence_keys(indices)
+
+    def _order(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the epoch's order int64 (n_samples,), and where its windows begin, int64 (windows,)."""
         settings, epoch = self._settings, self.epoch
         if settings.order != "quasi_random":
@@ -289,24 +339,26 @@ class Loader:
             return order, np.zeros(0, np.int64)
         if self._blocks is None:
             self._blocks = storage_blocks(self._shards.shard, self._shards.image_address)
-        blocks = self._blocks[self._indices]
+        blocks = self._blocks[indices]
         return quasi_random_order(blocks, seed=settings.seed, epoch=epoch, window=settings.window)
 
     def _iterate(self, run: object, epoch: _Epoch) -> Iterator[Batch]:
         settings = self._settings
-        pending: deque[tuple[Callable[[], Batch], int]] = deque()
+        pending: deque[_Ahead] = deque()
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="coreclip-decode")
         ahead = ReadAhead(self._shards, () if settings.resident else self._wanted(epoch))
         try:
             images = self._images(pool, epoch)
             for part in [*epoch.slices, *[None] * settings.prefetch]:
+                if pending and pending[0].image_size != self.image_size:
+                    pending = deque(self._start(pool, images, epoch, old.part) for old in pending)
                 if part is not None:
                     ahead.advance()
-                    pending.append((self._start(pool, images, epoch, part), part.stop))
+                    pending.append(self._start(pool, images, epoch, part))
                 if pending and (part is None or len(pending) > settings.prefetch):
-                    finish, position = pending.popleft()
-                    batch = finish()
-                    self._move(run, position, is_last=position == epoch.slices[-1].stop)
+                    first = pending.popleft()
+                    batch = first.finish()
+                    self._move(run, first.part.stop, is_last=first.part.stop == epoch.slices[-1].stop)
                     yield batch
         finally:
             ahead.close()
@@ -346,8 +398,8 @@ class Loader:
             return positions
         return positions[(positions - start) % self._stride // self.batch_size == self._settings.rank]
 
-    def _start(self, pool: ThreadPoolExecutor, images: Images, epoch: _Epoch, part: slice) -> Callable[[], Batch]:
-        """Make a batch's arrays and start to fill in its images; what is returned waits for them."""
+    def _start(self, pool: ThreadPoolExecutor, images: Images, epoch: _Epoch, part: slice) -> _Ahead:
+        """Make a batch's arrays and start to fill in its images; what is returned waits for them at its end."""
         import torch
 
         settings = self._settings
@@ -384,7 +436,7 @@ class Loader:
             batch.weight[~batch.valid] = 0
             return batch
 
-        return finish
+        return _Ahead(part, self.image_size, finish)
 
     def _decode(
         self,
@@ -451,11 +503,13 @@ class Loader:
         settings = self._settings
         if not settings.resident:
             return self._stored
-        indices = np.unique(epoch.indices[epoch.order[self._first : self._last]])
-        if self._copy is None or self._copy.indices is None or not np.array_equal(self._copy.indices, indices):
+        visited = epoch.among if settings.train else epoch.indices[epoch.order[self._first : self._last]]
+        indices = np.unique(visited)
+        # A copy of more pairs serves too: where pairs are chosen anew from time to time, nothing is decoded again.
+        if self._copy is None or self._copy.indices is None or not np.isin(indices, self._copy.indices).all():
             self._copy = self._pixels = None  # the old one goes before the new one comes
             has_room = settings.train and settings.crop == "resized"
-            side = math.ceil(self.image_size * _RESIDENT_ROOM) if has_room else self.image_size
+            side = math.ceil(settings.image_size * _RESIDENT_ROOM) if has_room else settings.image_size
             copy = resident_images(
                 self._stored, indices, side, centre_boxes, EXACT_MARGIN, pool, self._decoders, self.workers
             )
@@ -478,6 +532,7 @@ def make_loader(
     augment: Augment | None = None,
     operations: Sequence[Any] = (),
     subset: Any = None,
+    draws: bool = False,
     workers: int = 2,
     seed: int = 0,
     order: str | None = None,
@@ -515,6 +570,9 @@ def make_loader(
     subset : None, int (k,), or an object with ``indices`` int (k,) and ``weights`` float (k,)
         The pairs to visit, and what becomes of them in ``batch.weight``. A pair can come more than once, each time
         with a crop of its own.
+    draws : bool
+        For ``train``: True draws the pairs of each epoch, as many as the subset has, with expected numbers in proportion to
+        their weights, and delivers a weight of 1; see :func:`coreclip.pipeline.order.drawn_by_weight`.
     workers : int
         Decoding threads.
     seed : int
@@ -564,7 +622,7 @@ def make_loader(
     """
     if not isinstance(dataset, Dataset):
         raise CoreclipError(f"dataset = {dataset!r} is not a Dataset; open a converted folder with Dataset(path)")
-    for name, flag in (("train", train), ("drop_last", drop_last)):
+    for name, flag in (("train", train), ("drop_last", drop_last), ("draws", draws)):
         if not isinstance(flag, (bool, np.bool_)):
             raise CoreclipError(f"{name} = {flag!r} is not allowed: it must be True or False")
     if not isinstance(resident, (bool, np.bool_)) and resident != "device":
@@ -592,6 +650,7 @@ def make_loader(
         drop_last=bool(drop_last),
         prefetch=_checked_int("prefetch", prefetch, 0, 256),
         resident=bool(resident),
+        draws=bool(draws),
         device=_checked_device(device) if resident == "device" else None,
     )
     _check_changes(settings, operations)
@@ -611,6 +670,8 @@ def _check_changes(settings: _Settings, operations: Any) -> None:
         raise CoreclipError(f"operations = {operations!r} is not allowed: it must be a list of FFCV operations")
     if (augment.flip or augment.changes_pixels) and not settings.train:
         raise CoreclipError("augment is for train=True only: evaluation sees the images as they are; leave it out")
+    if settings.draws and not settings.train:
+        raise CoreclipError("draws=True is for train=True only: evaluation visits every pair once; leave it out")
     if on_device and (augment.changes_pixels or len(operations)):
         raise CoreclipError(
             'resident="device" knows no jitter, grey, cutout or operations, which change images while they are decoded; '

@@ -7,7 +7,7 @@ be cut anew for another number of ranks in the middle of an epoch.
 import numpy as np
 
 from coreclip.pipeline import streams
-from coreclip.randomness import hash64, mix64, permutation
+from coreclip.randomness import hash64, mix64, permutation, uniform
 
 ORDERS = ("random", "quasi_random", "sequential")
 BLOCK_BYTES = 1 << 21
@@ -99,6 +99,43 @@ def occurrence_keys(indices: np.ndarray) -> np.ndarray:
     keys = indices.copy()
     keys[again] = (draws >> np.uint64(2)).astype(np.int64) | (1 << 62)
     return keys
+
+
+def drawn_by_weight(weights: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
+    """Draw as many positions as there are weights, each with an expected number in proportion to its weight.
+
+    Parameters
+    ----------
+    weights : float64 (k,)
+        At least 0, one of them above.
+    seed, epoch : int
+
+    Returns
+    -------
+    int64 (k,)
+        Ascending, with repeats. Position i comes floor(e_i) times and at most once more, where e_i = k w_i / sum(w); equal
+        weights give each position once.
+
+    Notes
+    -----
+    Residual systematic resampling (Liu and Chen 1998; Carpenter et al. 1999): whole parts are certain, and the remainders are laid
+    end to end in a random order and met by points at distance 1 with a random offset. Of all ways to draw with these expected
+    numbers it has the least variance of each number.
+    """
+    k = len(weights)
+    if weights.min() == weights.max():
+        return np.arange(k)  # what rounding would miss now and then
+    expected = weights / weights.max()
+    expected = k * expected / expected.sum()
+    whole = np.floor(expected)
+    n_drawn = k - int(whole.sum())
+    order = permutation(k, seed, epoch, streams.DRAW_ORDER)
+    ends = np.cumsum((expected - whole)[order])
+    ends *= n_drawn / max(ends[-1], 1e-300)
+    points = uniform(seed, epoch, np.zeros(1, np.int64), streams.DRAW_OFFSET)[0] + np.arange(n_drawn)
+    counts = whole.astype(np.int64)
+    np.add.at(counts, order[np.minimum(np.searchsorted(ends, points, "right"), k - 1)], 1)
+    return np.repeat(np.arange(k), counts)
 
 
 def batch_slices(n: int, batch_size: int, *, start: int = 0, drop_last: bool = False) -> list[slice]:

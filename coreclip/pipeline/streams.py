@@ -13,6 +13,10 @@ OCCURRENCE = 4
 """The key of a pair that comes a second time in a subset, and a third."""
 OPERATIONS = 5
 """Seeds of FFCV operations; the key is the position."""
+DRAW_ORDER = 6
+"""The order in which positions are drawn by weight."""
+DRAW_OFFSET = 7
+"""Where drawing by weight begins; one number an epoch."""
 CROP = 16
 """Random resized crops: each of ten tries takes four streams, up to 55."""
 FLIP = 56

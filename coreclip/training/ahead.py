@@ -1,7 +1,7 @@
 """Images on their way to a device while it computes: one batch ahead, through pinned memory, on a stream of their own."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -23,10 +23,18 @@ class AheadOnDevice:
     ----------
     loader : Loader
     device : torch.device
+    through : callable, optional
+        What the loader's batches of each pass are drawn through.
     """
 
-    def __init__(self, loader: Loader, device: torch.device) -> None:
-        self._loader, self._device = loader, device
+    def __init__(
+        self,
+        loader: Loader,
+        device: torch.device,
+        *,
+        through: Callable[[Iterator[Batch]], Iterator[Batch]] = iter,
+    ) -> None:
+        self._loader, self._device, self._through = loader, device, through
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._state: dict[str, Any] | None = None
 
@@ -39,10 +47,11 @@ class AheadOnDevice:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
+        batches = self._through(iter(self._loader))
         if self._stream is None:
-            yield from self._loader
+            yield from batches
             return
-        batches, stream = iter(self._loader), self._stream
+        stream = self._stream
         # The thread that gives the device its work should not wait 5 ms, Python's default, for those that decode.
         sys.setswitchinterval(_SWITCH_SECONDS)
 
@@ -55,6 +64,11 @@ class AheadOnDevice:
             while (ahead := fetched.result()) is not None:
                 fetched = thread.submit(fetch)
                 yield self._arrived(*ahead)
+
+    def set_subset(self, subset: Any) -> None:
+        """Visit other pairs from the next pass on; between two passes only."""
+        self._loader.set_subset(subset)
+        self._state = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the loader's state after the batch that was delivered last."""

@@ -57,6 +57,11 @@ class Budget:
         return max(seconds - max(_RESERVE_SECONDS, _RESERVE_FRACTION * seconds), 0.5 * seconds)
 
 
+def parts_passed(used: float, part: float) -> int:
+    """Return how many parts of the budget, each ``part`` of it, the fraction ``used`` has passed, 0 to 1 / part."""
+    return math.floor(min(used, 1.0) / part + 1e-9)
+
+
 def learning_rate(peak: float, warmup: float, *, step: int, fraction: float) -> float:
     """Return the learning rate of a step: a linear rise times a cosine to 0.
 

@@ -18,6 +18,7 @@ from coreclip.errors import CoreclipError
 from coreclip.pipeline import Augment, Batch, Dataset, Loader, Tokenizer, make_loader
 from coreclip.training.compiling import compile_blocks, decide_compile
 from coreclip.training.device import resolve_device
+from coreclip.training.ema import WeightAverage
 from coreclip.training.jest import make_selector
 from coreclip.training.loss import LEAST_ROWS, ContrastiveLoss, contrastive_loss, equal_pairs
 from coreclip.training.model import END, Clip, new_model, set_statistics_share
@@ -108,7 +109,8 @@ def training_loader(dataset: Dataset, config: Config, subset: Any, tokenizer: To
         raise CoreclipError(f"{n} pairs to train on; a contrast needs 2 at least; take a larger subset")
     return make_loader(
         dataset,
-        drop_last=pairs_per_pass(n, config.super_batch_size) < n,
+        # Of other numbers of pairs, chosen later, another last batch would be lost; one of a single pair is passed over anyway.
+        drop_last=not config.reselect.every and pairs_per_pass(n, config.super_batch_size) < n,
         batch_size=config.super_batch_size,
         image_size=config.data.image_size,
         train=True,
@@ -118,6 +120,7 @@ def training_loader(dataset: Dataset, config: Config, subset: Any, tokenizer: To
         ),
         order=config.data.order,
         subset=subset,
+        draws=config.data.weights == "draws",
         workers=config.data.workers,
         seed=config.train.seed,
         tokenizer=tokenizer,
@@ -266,6 +269,7 @@ def make_step(
     loader = training_loader(dataset, config, subset, tokenizer)
     model = new_model(config, tokenizer).to(target).train()
     optimiser, labels = make_optimiser(model, config), labels_of(dataset)
+    average = WeightAverage(model, config.train.ema) if config.train.ema else None
     jest = make_selector(dataset, config, tokenizer, target)
     # Never written, since no pass ends.
     signals = SignalRecorder(Path("signals"), dataset.n) if config.train.signals else None
@@ -297,5 +301,7 @@ def make_step(
             result.loss.backward()
         with watched.stage("optimiser"):
             update(model, optimiser, clip_norm=config.train.clip_norm, rate=config.train.lr)
+            if average is not None:
+                average.update(1000)  # any step: each costs the same
 
     return MeasuredStep(step=step, loader=loader, precision=precision, device=target)

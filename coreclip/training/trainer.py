@@ -7,7 +7,6 @@ checkpoint was, bit for bit where the budget is samples or epochs. Left out: sev
 import collections
 import contextlib
 import hashlib
-import json
 import math
 import signal
 import sys
@@ -16,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,15 +23,19 @@ import torch
 from coreclip.config import Config, config_to_table
 from coreclip.errors import CoreclipError
 from coreclip.files import lock, sha256_file, write_json
-from coreclip.pipeline import Batch, Dataset, Tokenizer
-from coreclip.progress import Progress
+from coreclip.pipeline import Batch, Dataset, Loader, Tokenizer
 from coreclip.training.ahead import AheadOnDevice
 from coreclip.training.compiling import compile_blocks
 from coreclip.training.device import resolve_device
+from coreclip.training.ema import WeightAverage
 from coreclip.training.jest import JestSelector, make_selector
+from coreclip.training.logs import MetricsLog, summary_writer
 from coreclip.training.loss import LEAST_ROWS
 from coreclip.training.model import Clip, new_model
-from coreclip.training.schedule import Budget, learning_rate
+from coreclip.training.panel import make_display
+from coreclip.training.reselection import Reselector, make_reselector
+from coreclip.training.resolution import GrowingImages
+from coreclip.training.schedule import Budget, learning_rate, parts_passed
 from coreclip.training.signals import SignalRecorder
 from coreclip.training.steps import (
     check_threads,
@@ -56,6 +59,7 @@ from coreclip.training.store import (
     save_checkpoint,
     save_weights,
 )
+from coreclip.training.validation import Validator, check_validation
 from coreclip.training.watch import NoWatch, Watch
 
 _METRICS_SECONDS = 1.0
@@ -77,6 +81,14 @@ class TrainReport:
         Mean over the last 32 steps.
     scored : int
         Pairs that ``[jest]`` chose among, over all steps; 0 without it. ``samples_seen`` counts those that were trained on.
+    reselections : int
+    reselection_seconds : float
+        Choices of new pairs by ``[reselect]``, and what they took of ``seconds``.
+    evaluations : int
+    evaluation_seconds : float
+        On the data set for validation, and what they took of ``seconds``.
+    best_step : int or None
+        Of the evaluation with the highest mean recall, the first of several; None without any.
     """
 
     steps: int
@@ -85,6 +97,11 @@ class TrainReport:
     samples_per_second: float
     loss: float
     scored: int = 0
+    reselections: int = 0
+    reselection_seconds: float = 0.0
+    evaluations: int = 0
+    evaluation_seconds: float = 0.0
+    best_step: int | None = None
 
 
 def train(
@@ -101,6 +118,9 @@ def train(
     watch: Watch | None = None,
     init_from: str | Path | None = None,
     started: float | None = None,
+    validation: Dataset | None = None,
+    tensorboard: bool = False,
+    panel: bool | None = None,
 ) -> TrainReport:
     """Train a model and write it to ``run``.
 
@@ -126,6 +146,12 @@ def train(
         A finished run whose weights and tokenizer are the start.
     started : float, optional
         ``time.monotonic()`` at the start of the command; None for now.
+    validation : Dataset, optional
+        Held-out pairs on which retrieval is measured at the start and after each ``train.evaluate_every`` of the budget.
+    tensorboard : bool
+        Whether the numbers of ``metrics.jsonl`` also go to ``RUN/tensorboard``.
+    panel : bool, optional
+        Whether a panel shows the run where stderr is a terminal; None shows it there.
 
     Returns
     -------
@@ -134,7 +160,8 @@ def train(
     Raises
     ------
     CoreclipError
-        For a bad budget, device, subset or run folder, another run's settings, or a loss that is not finite.
+        For a bad budget, device, subset or run folder, another run's settings, a loss that is not finite, or TensorBoard where it is
+        not installed.
     """
     started = time.monotonic() if started is None else started
     config = Config() if config is None else config
@@ -150,8 +177,13 @@ def train(
 
         # The run: what is asked for, what is there already.
         model, tokenizer = _first_model(dataset, config, init_from)
-        loader = AheadOnDevice(training_loader(dataset, config, subset, tokenizer), target_device)
+        pairs = training_loader(dataset, config, subset, tokenizer)
         jest = make_selector(dataset, config, tokenizer, target_device)
+        reselector = make_reselector(run, dataset, config, tokenizer, subset, target_device)
+        if validation is not None:
+            check_validation(validation, dataset)
+        if tensorboard:
+            summary_writer()  # a missing package is told of before there is a run
         record = open_run(run, _asked(dataset, config, budget, subset, init_from, jest), config, tokenizer)
         if record["finished"]:
             return TrainReport(**record["report"])
@@ -159,35 +191,54 @@ def train(
         model.to(target_device).train()
         optimiser = make_optimiser(model, config)
         signals = SignalRecorder(run / "signals", dataset.n) if config.train.signals else None
+        average = WeightAverage(model, config.train.ema) if config.train.ema else None
+        validator = None if validation is None else Validator(validation, config, tokenizer, target_device)
+        total = budget.total_samples(pairs_per_pass(pairs.n_samples, pairs.batch_size))
+        usable_seconds = budget.usable_seconds()
         state = load_checkpoint(run)
         place = _Place()
         if state is not None:
-            place = _restore(state, model, optimiser, loader, signals)
-        cut_metrics(run / "metrics.jsonl", place.step)
+            place = _restore(state, model, optimiser, pairs, signals, average, reselector)
+        cut_metrics(run / "metrics.jsonl", place.step if state is not None else -1)
         drop_weights(run, place.step)
 
         # The loop.
         clock = _Clock(started - place.seconds)
-        total = budget.total_samples(pairs_per_pass(loader.n_samples, config.super_batch_size))
-        usable_seconds = budget.usable_seconds()
         losses = collections.deque(place.losses, maxlen=_LOSS_WINDOW)
         saved_at = logged_at = clock.seconds()
         logged_samples = place.samples_seen
-        step_seconds = 0.0
+        step_seconds = cycle_seconds = wait_seconds = 0.0
         stop = stack.enter_context(_interrupts())
-        progress = stack.enter_context(Progress(total, "training"))
-        progress.done = place.samples_seen
-        metrics = stack.enter_context(open(run / "metrics.jsonl", "a", encoding="utf-8"))
+        display = make_display(
+            total=total, usable_seconds=usable_seconds, done=place.samples_seen, seconds=clock.seconds(), panel=panel
+        )
+        log = stack.enter_context(MetricsLog(run, place.step, display, tensorboard=tensorboard))
+        if validator is not None and not place.evaluations:
+            _evaluate(validator, model, average, place, log)
+        end_seconds = _end_seconds(usable_seconds, place)
+        growth = GrowingImages(
+            pairs,
+            config.data.sizes,
+            delivered=place.delivered,
+            count=lambda batch: _wanted(batch, jest),
+            used=lambda delivered: clock.seconds() / end_seconds if total is None else delivered / total,
+        )
+        loader = AheadOnDevice(pairs, target_device, through=growth)
+        if not place.finished:
+            _reselect(reselector, model, loader, growth, place, end_seconds - clock.seconds(), log)
         is_compiled = False
+        ready = clock.seconds()
         for batch in watch.iterate("wait", () if place.finished else _batches(loader)):
             begin = clock.seconds()
-            wanted = len(batch.index) if jest is None else jest.wanted(len(batch.index))  # pairs to train on
+            wait_seconds += begin - ready
+            wanted = _wanted(batch, jest)
+            place.delivered += wanted
             if total is not None and place.samples_seen + wanted > total:
                 wanted = max(total - place.samples_seen, 2)
                 if jest is None:
                     batch = _first_rows(batch, wanted)
             if total is None:
-                fraction = (begin + step_seconds / 2) / usable_seconds
+                fraction = (begin + step_seconds / 2) / end_seconds
             else:
                 fraction = (place.samples_seen + wanted / 2) / total
             with watch.stage("transfer"):
@@ -200,6 +251,8 @@ def train(
                 if place.skipped >= 2 * len(loader):  # so a whole pass at least
                     raise no_usable_batch()
                 _end_batch(place, loader, signals)
+                _reselect(reselector, model, loader, growth, place, end_seconds - clock.seconds(), log)
+                ready = clock.seconds()
                 continue
             place.skipped = 0
             if "precision" not in record["decisions"]:
@@ -229,6 +282,8 @@ def train(
             with watch.stage("optimiser"):
                 rate = learning_rate(config.train.lr, config.train.warmup, step=place.step, fraction=fraction)
                 update(model, optimiser, clip_norm=config.train.clip_norm, rate=rate)
+                if average is not None:
+                    average.update(place.step + 1)
 
             place.step += 1
             place.samples_seen += wanted
@@ -236,11 +291,18 @@ def train(
             _end_batch(place, loader, signals)
             now = clock.seconds()
             step_seconds = (step_seconds + now - begin) / 2
-            finished = place.samples_seen >= total if total is not None else now + step_seconds >= usable_seconds
-            used = place.samples_seen / total if total is not None else now / usable_seconds
+            cycle_seconds = (cycle_seconds + now - ready) / 2
+            finished = place.samples_seen >= total if total is not None else now + cycle_seconds >= end_seconds
+            used = place.samples_seen / total if total is not None else now / end_seconds
             interrupted = stop.is_set() and not finished
+            if not (finished or interrupted):
+                _reselect(reselector, model, loader, growth, place, end_seconds - now, log)
+            if validator is not None and (finished or parts_passed(used, config.train.evaluate_every) > place.parts):
+                place.parts = parts_passed(used, config.train.evaluate_every)
+                _evaluate(validator, model, average, place, log)
+                end_seconds = _end_seconds(usable_seconds, place)
             with watch.stage("logging"):
-                progress.advance(wanted, note=f"loss {loss:.3f}")
+                display.advance(wanted, loss)
                 if finished or place.step == 1 or now - logged_at >= _METRICS_SECONDS:
                     line = {
                         "step": place.step,
@@ -251,31 +313,38 @@ def train(
                         "lr": rate,
                         "logit_scale": model.logit_scale.item(),
                         "samples_per_second": (place.samples_seen - logged_samples) / max(now - logged_at, 1e-9),
+                        "wait_share": min(wait_seconds / max(now - logged_at, 1e-9), 1.0),
                         "broken": place.broken,
                     }
                     if jest is not None:
                         line["scored"] = place.scored
-                    _write_line(metrics, line)
-                    logged_at, logged_samples = now, place.samples_seen
+                    if config.data.sizes:
+                        line["image_size"] = batch.images.shape[-1]
+                    log.write(line)
+                    logged_at, logged_samples, wait_seconds = now, place.samples_seen, 0.0
                 due = math.floor(config.train.checkpoints * min(used, 1.0) + 0.5)
                 if due > place.kept:
                     keep_weights(run, model, step=place.step, learning_rate=rate)
                     place.kept = due
                 if interrupted or (not finished and now - saved_at >= config.train.checkpoint_seconds):
-                    place.seconds, place.losses = now, list(losses)
-                    save_checkpoint(run, _state(place, model, optimiser, loader, signals))
+                    place.seconds, place.losses = clock.seconds(), list(losses)
+                    log.flush()
+                    save_checkpoint(run, _state(place, model, optimiser, loader, signals, average))
                     saved_at = clock.seconds()
             watch.step(wanted)
             if interrupted:
                 raise KeyboardInterrupt
             if finished:
                 break
+            ready = clock.seconds()
 
         # The end: the state, the weights, the report.
         if signals is not None:
             signals.end_pass()
         place.seconds, place.losses, place.finished = clock.seconds(), list(losses), True
-        save_checkpoint(run, _state(place, model, optimiser, loader, signals))
+        log.flush()
+        save_checkpoint(run, _state(place, model, optimiser, loader, signals, average))
+        stack.enter_context(_averaged(average))
         _check_weights(model)
         save_weights(run / "model.safetensors", model)
         seconds = clock.seconds()
@@ -286,6 +355,11 @@ def train(
             samples_per_second=place.samples_seen / seconds,
             loss=sum(losses) / len(losses),
             scored=place.scored,
+            reselections=place.reselections,
+            reselection_seconds=place.reselection_seconds,
+            evaluations=place.evaluations,
+            evaluation_seconds=place.evaluation_seconds,
+            best_step=place.best_step,
         )
         write_json(
             run / "run.json",
@@ -395,13 +469,88 @@ def _batches(loader: AheadOnDevice) -> Iterator[Batch]:
         yield from loader
 
 
+def _wanted(batch: Batch, jest: JestSelector | None) -> int:
+    """Return how many pairs of a batch are to be trained on."""
+    return len(batch.index) if jest is None else jest.wanted(len(batch.index))
+
+
 def _end_batch(place: "_Place", loader: AheadOnDevice, signals: SignalRecorder | None) -> None:
     """Count a batch, and end the pass with its last one."""
     place.step_in_pass += 1
     if place.step_in_pass == len(loader):
         place.step_in_pass = 0
+        place.passes += 1
         if signals is not None:
             signals.end_pass()
+
+
+def _end_seconds(usable_seconds: float, place: "_Place") -> float:
+    """Return when the last step should end: what an evaluation takes is kept back for the one that follows it."""
+    return max(usable_seconds - place.last_evaluation_seconds, 0.5 * usable_seconds)
+
+
+def _averaged(average: WeightAverage | None) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext() if average is None else average.inside()
+
+
+def _evaluate(
+    validator: Validator,
+    model: Clip,
+    average: WeightAverage | None,
+    place: "_Place",
+    log: MetricsLog,
+) -> None:
+    """Measure the model, or its average, and note the result."""
+    log.display.say("evaluating")
+    with _averaged(average):
+        result = validator.measure(model)
+    place.evaluations += 1
+    place.evaluation_seconds += result["seconds"]
+    place.last_evaluation_seconds = result["seconds"]
+    if result["mean_recall"] > place.best_recall:
+        place.best_recall, place.best_step = result["mean_recall"], place.step
+    line = {
+        "step": place.step,
+        "samples_seen": place.samples_seen,
+        "evaluation": result | {"best_step": place.best_step},
+    }
+    log.write(line)
+    log.display.say("")
+
+
+def _reselect(
+    reselector: Reselector | None,
+    model: Clip,
+    loader: AheadOnDevice,
+    growth: GrowingImages,
+    place: "_Place",
+    seconds_left: float,
+    log: MetricsLog,
+) -> None:
+    """Choose the pairs to train on anew where a pass is about to begin, it is due, and time is left to train on them."""
+    if (
+        reselector is None
+        or place.step_in_pass
+        or place.selected == place.passes
+        or not reselector.is_due(place.passes)
+    ):
+        return
+    if 2 * place.reselection_seconds > seconds_left * max(place.reselections, 1):
+        return
+    begin = time.monotonic()
+    log.display.say("selecting")
+    chosen = reselector.choose(model, place.passes, growth.size_after(place.delivered))
+    loader.set_subset(chosen)
+    seconds = time.monotonic() - begin
+    place.selected = place.passes
+    place.reselections += 1
+    place.reselection_seconds += seconds
+    note = {"passes": place.passes, "pool": chosen.parameters["pool"], "k": chosen.k, "seconds": seconds}
+    if chosen.objective is not None:
+        note["objective"] = chosen.objective
+    line = {"step": place.step, "samples_seen": place.samples_seen, "reselection": note}
+    log.write(line)
+    log.display.say("")
 
 
 def _first_rows(batch: Batch, n: int) -> Batch:
@@ -433,11 +582,6 @@ def _report_broken(indices: list[int]) -> None:
     )
 
 
-def _write_line(file: TextIO, line: dict[str, Any]) -> None:
-    file.write(json.dumps(line) + "\n")
-    file.flush()
-
-
 # --------------------------------------------------------------------------------------------------------------- checkpoints
 
 
@@ -448,6 +592,17 @@ class _Place:
     step: int = 0
     samples_seen: int = 0
     step_in_pass: int = 0
+    passes: int = 0  # that are over
+    delivered: int = 0  # pairs to be trained on of all batches, of those without a step too
+    selected: int = -1  # passes that were over when the pairs were chosen; -1 where they are those that were given
+    reselections: int = 0
+    reselection_seconds: float = 0.0
+    parts: int = 0  # of the budget, between two evaluations, that have passed
+    evaluations: int = 0
+    evaluation_seconds: float = 0.0
+    last_evaluation_seconds: float = 0.0
+    best_recall: float = -1.0
+    best_step: int | None = None
     broken: int = 0
     skipped: int = 0  # batches without a step since the last one with one
     scored: int = 0  # pairs that rows were selected among
@@ -458,7 +613,12 @@ class _Place:
 
 
 def _state(
-    place: _Place, model: Clip, optimiser: torch.optim.AdamW, loader: AheadOnDevice, signals: SignalRecorder | None
+    place: _Place,
+    model: Clip,
+    optimiser: torch.optim.AdamW,
+    loader: AheadOnDevice,
+    signals: SignalRecorder | None,
+    average: WeightAverage | None,
 ) -> dict[str, Any]:
     return {
         "place": asdict(place),
@@ -466,6 +626,7 @@ def _state(
         "optimiser": optimiser.state_dict(),
         "loader": loader.state_dict(),
         "signals": None if signals is None else signals.state_dict(),
+        "average": None if average is None else average.state_dict(),
         "random": torch.get_rng_state(),
     }
 
@@ -474,13 +635,20 @@ def _restore(
     state: dict[str, Any],
     model: Clip,
     optimiser: torch.optim.AdamW,
-    loader: AheadOnDevice,
+    loader: Loader,
     signals: SignalRecorder | None,
+    average: WeightAverage | None,
+    reselector: Reselector | None,
 ) -> _Place:
+    place = _Place(**state["place"])
     model.load_state_dict(state["model"])
     optimiser.load_state_dict(state["optimiser"])
+    if average is not None:
+        average.load_state_dict(state["average"])
+    if reselector is not None and place.selected >= 0:
+        loader.set_subset(reselector.load(place.selected))
     loader.load_state_dict(state["loader"])
     if signals is not None:
         signals.load_state_dict(state["signals"])
     torch.set_rng_state(state["random"])
-    return _Place(**state["place"])
+    return place

@@ -95,6 +95,7 @@ def test_a_run_learns_and_leaves_its_files(data, tmp_path):
         "lr",
         "logit_scale",
         "samples_per_second",
+        "wait_share",
         "broken",
     }
     assert load_config(tmp_path / "run" / "config.toml") == settings(lr=5e-3, checkpoint_seconds=60.0)

@@ -1,0 +1,101 @@
+"""How well the model under way retrieves on held-out pairs, measured between two steps.
+
+The ranks, the groups of equal texts and the recall are :mod:`coreclip.training.evaluation`'s; the images are decoded once and the
+texts encoded as tokens once, so that an evaluation costs the two towers' passes alone. Left out: classification, and early stopping.
+"""
+
+import time
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from coreclip.config import Config
+from coreclip.errors import CoreclipError
+from coreclip.pipeline import Dataset, Tokenizer, make_loader
+from coreclip.training.evaluation import RECALL_AT, best_ranks, recall_at, text_groups
+from coreclip.training.model import Clip
+
+_ROWS = 512
+_MOST_RESIDENT_BYTES = 1 << 30
+
+
+class Validator:
+    """Measures retrieval on a data set.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Held out; all of it is ranked.
+    config : Config
+        Of the run; images are seen at ``data.image_size``, whatever the size under way.
+    tokenizer : Tokenizer
+        The model's.
+    device : torch.device
+        The model's.
+    """
+
+    def __init__(self, dataset: Dataset, config: Config, tokenizer: Tokenizer, device: torch.device) -> None:
+        self._dataset, self._device = dataset, device
+        size = config.data.image_size
+        self._loader = make_loader(
+            dataset,
+            batch_size=_ROWS,
+            image_size=size,
+            train=False,
+            workers=config.data.workers,
+            tokenizer=tokenizer,
+            resident=3 * dataset.n * size**2 <= _MOST_RESIDENT_BYTES,
+        )
+        texts, offsets = dataset.all_captions()
+        self._groups, unique = text_groups(texts)
+        self._tokens = torch.from_numpy(tokenizer.encode(unique, config.model.context))
+        owners = np.repeat(np.arange(dataset.n), np.diff(offsets))
+        self._right = np.unique(np.stack([owners, self._groups]), axis=1)  # int64 (2, entries): image, text
+
+    @torch.no_grad()
+    def measure(self, model: Clip) -> dict[str, float]:
+        """Return ``image_to_text_recall_at_1`` (5, 10), ``text_to_image_recall_at_1`` (5, 10), their mean and the seconds.
+
+        The model is in evaluation mode meanwhile, and in training mode afterwards.
+
+        Raises
+        ------
+        CoreclipError
+            For an image that does not decode.
+        """
+        begin = time.monotonic()
+        model.eval()
+        images, texts = self._images(model), self._texts(model)
+        model.train()
+        counts = np.bincount(self._groups)
+        ranks = {
+            "image_to_text": (best_ranks(images, texts, self._right, counts), None),
+            "text_to_image": (best_ranks(texts, images, self._right[::-1]), counts),
+        }
+        result = {
+            f"{way}_recall_at_{k}": recall_at(places, k, weights)
+            for way, (places, weights) in ranks.items() for k in RECALL_AT
+        }  # fmt: skip
+        result["mean_recall"] = sum(result.values()) / len(result)
+        result["seconds"] = time.monotonic() - begin
+        return result
+
+    def _images(self, model: Clip) -> Tensor:
+        rows = []
+        for batch in self._loader:
+            batch.check_decoded(self._dataset)
+            rows.append(model.encode_image(batch.images.to(self._device)))
+        return torch.cat(rows)
+
+    def _texts(self, model: Clip) -> Tensor:
+        return torch.cat([model.encode_text(tokens.to(self._device)) for tokens in self._tokens.split(_ROWS)])
+
+
+def check_validation(dataset: Dataset, training: Dataset) -> None:
+    """Refuse to measure on the pairs that are trained on."""
+    if dataset.fingerprint == training.fingerprint:
+        raise CoreclipError(
+            f"--validation {dataset.path} is the data set that is trained on; it must hold pairs that are held out; "
+            "make two with coreclip split"
+        )
