@@ -189,7 +189,11 @@ def _new_tokenizer(path: Path, vocabulary: Any, merges: Any) -> Tokenizer:
     start, end = CLIP_ENDS
     try:
         model = models.BPE(
-            vocab=vocabulary, merges=merges, unk_token=end, continuing_subword_prefix="", end_of_word_suffix=_END_OF_WORD
+            vocab=vocabulary,
+            merges=merges,
+            unk_token=end,
+            continuing_subword_prefix="",
+            end_of_word_suffix=_END_OF_WORD,
         )
     except Exception as error:  # the library raises a bare Exception
         raise CoreclipError(f"CLIP's vocabulary {path} does not fit its merges ({error}); copy it anew") from None
@@ -205,7 +209,11 @@ def _new_tokenizer(path: Path, vocabulary: Any, merges: Any) -> Tokenizer:
 def _check_vocabulary(path: Path, vocabulary: Any) -> None:
     if not isinstance(vocabulary, dict) or not all(isinstance(number, int) for number in vocabulary.values()):
         raise CoreclipError(f"CLIP's vocabulary {path} is no table of tokens and ids; check the path")
-    lacking = [token for token in (*CLIP_ENDS, *_letters(), *(f"{letter}{_END_OF_WORD}" for letter in _letters())) if token not in vocabulary]
+    lacking = [
+        token
+        for token in (*CLIP_ENDS, *_letters(), *(f"{letter}{_END_OF_WORD}" for letter in _letters()))
+        if token not in vocabulary
+    ]
     if lacking:
         raise CoreclipError(
             f"the vocabulary {path} is not CLIP's: it lacks {lacking[0]!r} (and {len(lacking) - 1} more of 514 that each has); check the path"

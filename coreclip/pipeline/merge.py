@@ -109,10 +109,7 @@ def united_layout(
         For labels or class names that do not fit together.
     """
     first = datasets[0]
-    if tokenizer is None:
-        chosen = first.tokenizer()
-    else:
-        chosen = open_tokenizer(tokenizer)
+    chosen = first.tokenizer() if tokenizer is None else open_tokenizer(tokenizer)
     labels = not drop_labels and _all_labelled(datasets)
     if labels:
         _check_class_names(datasets)
