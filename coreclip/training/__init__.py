@@ -7,11 +7,12 @@ if TYPE_CHECKING:
     from coreclip.training.attribution import checkpoint_signals, explain, influence
     from coreclip.training.clip_model import ClipModel
     from coreclip.training.device import resolve_device
-    from coreclip.training.evaluation import evaluate, recall_at
+    from coreclip.training.evaluation import evaluate
     from coreclip.training.features import EmbedReport, embed
     from coreclip.training.jest import jest_rows
     from coreclip.training.loss import contrastive_loss
     from coreclip.training.model import Clip, build_model
+    from coreclip.training.ranking import recall_at
     from coreclip.training.retrieval import search
     from coreclip.training.steps import MeasuredStep, make_step
     from coreclip.training.trainer import TrainReport, train
@@ -33,7 +34,7 @@ _MODULES = {
     "influence": "attribution",
     "jest_rows": "jest",
     "make_step": "steps",
-    "recall_at": "evaluation",
+    "recall_at": "ranking",
     "resolve_device": "device",
     "search": "retrieval",
     "train": "trainer",

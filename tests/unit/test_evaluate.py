@@ -9,9 +9,10 @@ import torch
 
 from coreclip.config import Config, DataConfig, ModelConfig, TrainConfig
 from coreclip.errors import CoreclipError
-from coreclip.training import ClipModel, embed, evaluate, evaluation, train
-from coreclip.training.evaluation import best_ranks, linear_probe_accuracy, recall_at, text_groups
+from coreclip.training import ClipModel, embed, evaluate, ranking, train
 from coreclip.training.features import encode_unique, mean_direction
+from coreclip.training.prompts import class_features
+from coreclip.training.ranking import best_ranks, chance_at, recall_at, text_groups
 from tests.helpers import make_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -73,21 +74,23 @@ def test_chunks_do_not_change_the_ranks(monkeypatch):
     queries, items = torch.randn(30, 4, generator=generator), torch.randn(40, 4, generator=generator)
     right = np.stack([np.arange(30)[::-1], np.arange(30)])
     whole = best_ranks(queries, items, right)
-    monkeypatch.setattr(evaluation, "_SCORES_PER_CHUNK", 90)  # two queries at a time
+    monkeypatch.setattr(ranking, "_ROWS", 7)
+    monkeypatch.setattr(ranking, "_COLUMNS", 3)
+    monkeypatch.setattr(ranking, "_WIDE_BYTES", 8 * 4 * 9)  # nine items at a time
     assert np.array_equal(best_ranks(queries, items, right), whole)
 
 
 def test_texts_are_equal_whatever_their_case_and_spaces():
-    groups, unique = text_groups(["A dog", "a  dog ", "a cat"])
+    groups, first = text_groups(["A dog", "a  dog ", "a cat"])
     assert groups.tolist() == [0, 0, 1]
-    assert unique == ["A dog", "a cat"]
+    assert first.tolist() == [0, 2]
 
 
 def test_chance_is_what_a_random_order_reaches():
-    assert evaluation._chance_at(1, np.array([1]), 100).item() == pytest.approx(0.01)
-    assert evaluation._chance_at(10, np.array([1]), 100).item() == pytest.approx(0.1)
-    assert evaluation._chance_at(2, np.array([2]), 4).item() == pytest.approx(1 - 2 / 4 * 1 / 3)
-    assert evaluation._chance_at(10, np.array([1]), 3).item() == 1.0
+    assert chance_at(1, np.array([1]), 100).item() == pytest.approx(0.01)
+    assert chance_at(10, np.array([1]), 100).item() == pytest.approx(0.1)
+    assert chance_at(2, np.array([2]), 4).item() == pytest.approx(1 - 2 / 4 * 1 / 3)
+    assert chance_at(10, np.array([1]), 3).item() == 1.0
 
 
 def test_a_run_that_learned_its_data_by_heart_finds_it(trained):
@@ -125,28 +128,11 @@ def test_class_names_and_templates_must_fit(trained, labelled):
             evaluate(trained[1], labelled, templates=templates)
 
 
-def test_classes_that_are_told_apart_are_classified(trained):
+def test_a_class_is_the_normalised_mean_of_its_prompts(trained):
     clip = ClipModel.load(trained[1])
-    classes = evaluation.class_features(clip, ["red_cat", "dog"], ["{}", "a {}"])
+    classes = class_features(clip, ["red_cat", "dog"], ["{}", "a {}"])
     expected = clip.encode_text(["red cat", "a red cat"]).mean(0)
     torch.testing.assert_close(classes[0], expected / expected.norm())
-    labels = torch.tensor([1, 0, 0, 1])
-    assert evaluation._zero_shot(classes[labels], labels, classes) == 1.0
-    assert evaluation._zero_shot(classes[1 - labels], labels, classes) == 0.0
-
-
-def test_the_probe_separates_what_is_separable_and_its_split_follows_from_the_seed():
-    labels = np.arange(60) % 3
-    features = np.eye(3, dtype=np.float32)[labels] + 0.1 * np.random.default_rng(0).normal(size=(60, 3)).astype(
-        np.float32
-    )
-    accuracy, chance = linear_probe_accuracy(features, labels)
-    assert accuracy == 1.0
-    assert chance < 0.6
-    noise = np.random.default_rng(1).normal(size=(60, 3)).astype(np.float32)
-    assert linear_probe_accuracy(noise, labels, seed=1) == linear_probe_accuracy(noise, labels, seed=1)
-    with pytest.raises(CoreclipError, match="a linear probe on 4 pairs with 1 classes is not possible"):
-        linear_probe_accuracy(features[:4], np.zeros(4, dtype=np.int64))
 
 
 def test_embed_writes_unit_features_in_order(trained, tmp_path):
