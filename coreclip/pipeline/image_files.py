@@ -49,9 +49,7 @@ class SeenImages:
     failed: list[tuple[int, str]]
 
 
-def see_images(
-    sources: Sequence[Source], size: int, *, batch_size: int = 64, workers: int = 2
-) -> Iterator[SeenImages]:
+def see_images(sources: Sequence[Source], size: int, *, batch_size: int = 64, workers: int = 2) -> Iterator[SeenImages]:
     """Read images as the loader would show them in evaluation: shorter side to ``size`` (bicubic), the square at the centre.
 
     Parameters
@@ -162,12 +160,12 @@ def find_images(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
     for source in map(Path, sources):
         if source.is_dir():
             paths = [
-                Path(directory, name)
-                for directory, name in walk_files(source)
-                if name.lower().endswith(IMAGE_SUFFIXES)
+                Path(directory, name) for directory, name in walk_files(source) if name.lower().endswith(IMAGE_SUFFIXES)
             ]
             if not paths:
-                raise CoreclipError(f"{source} holds no image ({', '.join(IMAGE_SUFFIXES)}); name another folder or files")
+                raise CoreclipError(
+                    f"{source} holds no image ({', '.join(IMAGE_SUFFIXES)}); name another folder or files"
+                )
         else:
             paths = _read_list(source) if source.suffix.lower() in LIST_SUFFIXES else [source]
         found |= dict.fromkeys(paths)

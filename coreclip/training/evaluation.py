@@ -182,7 +182,9 @@ def _retrieval(clip: ClipModel, dataset: Dataset, images: np.ndarray, stored: Fe
     own = images if len(images_by[1]) == len(images) else images[images_by[1]]
     if stored is not None and stored.captions is not None:
         if len(stored.captions) != len(texts):
-            raise CoreclipError(f"the features have {len(stored.captions)} captions, the data set {len(texts)}; embed it again")
+            raise CoreclipError(
+                f"the features have {len(stored.captions)} captions, the data set {len(texts)}; embed it again"
+            )
         rows = stored.captions if len(texts_by[1]) == len(texts) else stored.captions[texts_by[1]]
     else:
         rows = clip.encode_text([texts[i] for i in texts_by[1].tolist()]).cpu().numpy()

@@ -165,7 +165,9 @@ def few_shot(
 def _check_enough(labels: np.ndarray, needed: int, most: int) -> None:
     classes, counts = np.unique(labels, return_counts=True)
     if len(classes) < 2:
-        raise CoreclipError(f"few shots of {len(classes)} class say nothing; two classes are needed; leave --few-shot out")
+        raise CoreclipError(
+            f"few shots of {len(classes)} class say nothing; two classes are needed; leave --few-shot out"
+        )
     if counts.min() < needed:
         at = int(counts.argmin())
         raise CoreclipError(
@@ -215,7 +217,9 @@ def _fit(features: np.ndarray, labels: np.ndarray, c: float) -> Any:
 
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=1000))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a thousand steps are the method's, whatever is left to gain
+        warnings.simplefilter(
+            "ignore", ConvergenceWarning
+        )  # a thousand steps are the method's, whatever is left to gain
         return probe.fit(features, labels)
 
 

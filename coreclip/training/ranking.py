@@ -89,9 +89,7 @@ def retrieval_recalls(
         n_right = np.bincount(right[own], weights=items[right[1 - own]], minlength=len(queries))
         for k in RECALL_AT:
             result[f"{way}_recall_at_{k}"] = recall_at(ranks[own], k, queries)
-            result[f"{way}_chance_at_{k}"] = float(
-                np.average(chance_at(k, n_right, int(items.sum())), weights=queries)
-            )
+            result[f"{way}_chance_at_{k}"] = float(np.average(chance_at(k, n_right, int(items.sum())), weights=queries))
     return result
 
 
@@ -182,11 +180,12 @@ def _grid(rows: np.ndarray, name: str) -> float:
     """Return the power of two that the elements are rounded to multiples of."""
     longest = 0.0
     for start in range(0, len(rows), _ROWS):
-        longest = max(longest, float(np.linalg.norm(np.asarray(rows[start : start + _ROWS], np.float64), axis=1).max()))
-        if not math.isfinite(longest):  # a comparison with NaN is false: such a model would come out as perfect
+        length = float(np.linalg.norm(np.asarray(rows[start : start + _ROWS], np.float64), axis=1).max())
+        if not math.isfinite(length):  # a comparison with NaN is false: such a model would come out as perfect
             raise CoreclipError(
                 f"features of {name} are NaN or infinite; ranks need numbers; look at the run's loss, or embed again"
             )
+        longest = max(longest, length)
     return 2.0 ** (math.frexp(longest)[1] - _GRID_BITS)
 
 
@@ -195,9 +194,7 @@ def on_grid(rows: np.ndarray, unit: float = UNIT_GRID) -> Tensor:
     return torch.from_numpy(np.asarray(rows, np.float64) / unit).round_().mul_(unit)
 
 
-def _scores_of(
-    queries: np.ndarray, items: np.ndarray, pairs: np.ndarray, units: tuple[float, float]
-) -> np.ndarray:
+def _scores_of(queries: np.ndarray, items: np.ndarray, pairs: np.ndarray, units: tuple[float, float]) -> np.ndarray:
     """Return the score of each pair, float64 (entries,)."""
     scores = np.empty(pairs.shape[1])
     for start in range(0, len(scores), _ROWS):

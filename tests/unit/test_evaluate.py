@@ -2,14 +2,17 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from coreclip.config import Config, DataConfig, ModelConfig, TrainConfig
 from coreclip.errors import CoreclipError
 from coreclip.training import ClipModel, embed, evaluate, ranking, train
+from coreclip.training import features as features_module
 from coreclip.training.features import encode_unique, mean_direction
 from coreclip.training.prompts import class_features
 from coreclip.training.ranking import best_ranks, chance_at, recall_at, text_groups
@@ -118,6 +121,89 @@ def test_labels_bring_zero_shot_and_the_probe(trained, labelled):
     assert result["zero_shot_chance"] == 0.5
     assert 0 <= result["linear_probe_accuracy"] <= 1
     json.dumps(result, allow_nan=False)
+
+
+def test_every_figure_of_a_labelled_data_set_is_there(trained, labelled, tmp_path_factory):
+    train = make_dataset(tmp_path_factory.mktemp("train") / "set", 20, labels=("red cat", "dog"))
+    result = evaluate(
+        trained[1],
+        labelled,
+        confusion=True,
+        linear_probe=True,
+        few_shot=[1, 2],
+        draws=2,
+        train=train,
+        templates=["a {}"],
+    )
+    assert sum(map(sum, result["zero_shot_confusion"])) == 12
+    assert [row["class"] for row in result["zero_shot_per_class"]] == ["red cat", "dog"]
+    assert result["zero_shot_top_5_accuracy"] is None
+    assert result["zero_shot_mean_per_class_accuracy"] == pytest.approx(result["zero_shot_accuracy"])  # six of each
+    assert (result["linear_probe_train_pairs"], result["linear_probe_test_pairs"]) == (20, 12)
+    assert [row["shots"] for row in result["few_shot"]] == [1, 2]
+    json.dumps(result, allow_nan=False)
+
+
+def test_probes_and_their_training_data_must_fit(trained, labelled, tmp_path_factory):
+    data, run = trained
+    others = make_dataset(tmp_path_factory.mktemp("others") / "set", 6, labels=("dog", "red cat"))
+    cases = (
+        (data, {"few_shot": [1]}, "few shots need class labels, and the data set has none; leave --few-shot out"),
+        (data, {"confusion": True}, "a confusion matrix needs class labels and names"),
+        (labelled, {"linear_probe": True, "train": data}, "has no class labels, which probes are fitted to"),
+        (labelled, {"train": others}, "is for probes, and none is asked for; add --linear-probe or --few-shot"),
+        (labelled, {"linear_probe": True, "train": others}, "have other classes, and label 3 of one must be label 3"),
+        (labelled, {"train_features": "somewhere"}, r"features of a training data set \(somewhere\) without one"),
+    )
+    for dataset, options, message in cases:
+        with pytest.raises(CoreclipError, match=message):
+            evaluate(run, dataset, **options)
+
+
+def test_features_stand_for_embedding_again(trained, labelled, tmp_path, monkeypatch):
+    data, run = trained
+    embed(data, tmp_path / "plain", model=run)
+    embed(labelled, tmp_path / "labelled", model=run)
+    expected = evaluate(run, data)
+    options = {"linear_probe": True, "few_shot": [1], "train": labelled}
+    probed = evaluate(run, labelled, **options)
+    monkeypatch.setattr(features_module, "image_features", None)  # nothing is decoded
+    found = evaluate(run, data, features=tmp_path / "plain")
+    assert {key: value for key, value in found.items() if value != expected[key]} == {}
+    stored = {"features": tmp_path / "labelled", "train_features": tmp_path / "labelled"}
+    assert evaluate(run, labelled, **options, **stored).keys() == probed.keys()
+
+
+def test_features_of_something_else_are_refused(trained, labelled, tmp_path):
+    data, run = trained
+    embed(data, tmp_path / "features", model=run)
+    with pytest.raises(CoreclipError, match=r"no features at .*nowhere: it has no features.json; make them"):
+        evaluate(run, data, features=tmp_path / "nowhere")
+    with pytest.raises(CoreclipError, match=r"holds features of the data set .*; embed this data set"):
+        evaluate(run, labelled, features=tmp_path / "features")
+    shutil.copytree(run, tmp_path / "other")
+    weights = load_file(run / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, tmp_path / "other" / "model.safetensors")
+    with pytest.raises(CoreclipError, match=r"holds features by the weights .*; embed the data set with this run"):
+        evaluate(tmp_path / "other", data, features=tmp_path / "features")
+    for n, captions, message in (
+        (5, (2,), "has no feature for each of the 12 images; embed the data set again"),
+        (12, (1,), "the features have 12 captions, the data set 24; embed it again"),
+    ):  # of another data set, with this one's fingerprint written into them
+        forged = tmp_path / f"forged{n}"
+        embed(make_dataset(tmp_path / f"set{n}", n, captions_per_pair=captions), forged, model=run)
+        info = json.loads((forged / "features.json").read_text())
+        (forged / "features.json").write_text(json.dumps(info | {"fingerprint": data.fingerprint}))
+        with pytest.raises(CoreclipError, match=message):
+            evaluate(run, data, features=forged)
+
+
+def test_copies_of_a_picture_are_one_picture(trained, tmp_path):
+    copies = make_dataset(tmp_path / "set", 6, copies={3: 0, 4: 0})
+    result = evaluate(trained[1], copies)
+    assert (result["pairs"], result["different_images"]) == (6, 4)
+    assert (result["captions"], result["different_captions"]) == (12, 8)
+    assert result["text_to_image_chance_at_1"] == pytest.approx(np.average([3, 1, 1, 1], weights=[3, 1, 1, 1]) / 6)
 
 
 def test_class_names_and_templates_must_fit(trained, labelled):
