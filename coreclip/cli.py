@@ -880,7 +880,7 @@ def rerank(
 def _as_ranked(result: dict[str, Any]) -> str:
     return "\n".join(
         f"{hit['rank']:>4}  {hit['score']:.3f}  {hit['path']}"
-        + (f"  (was {hit['their_rank']}: {hit['their_score']:.6g})" if hit.get("their_rank") is not None else "")
+        + (f"  (theirs: {hit['their_rank']}, {hit['their_score']:.6g})" if hit.get("their_rank") is not None else "")
         for hit in result["results"]
     )
 
