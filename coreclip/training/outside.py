@@ -16,6 +16,7 @@ from coreclip.pipeline.image_files import find_images, read_candidates, see_imag
 from coreclip.progress import Progress
 from coreclip.training.clip_model import ClipModel
 from coreclip.training.prompts import TEMPLATES, check_templates, class_features
+from coreclip.training.ranking import on_grid
 from coreclip.training.retrieval import check_query, check_top
 
 Paths = Sequence[str | os.PathLike[str]]
@@ -68,7 +69,8 @@ def rerank(
     paths = list(dict.fromkeys([*theirs, *named]))
     clip = ClipModel.load(run, device)
     features, places, failed = encode_files(clip, paths, workers=workers)
-    scores = features @ clip.encode_text([query])[0].cpu().numpy()
+    text = clip.encode_text([query]).cpu().numpy()
+    scores = (on_grid(features) @ on_grid(text).T)[:, 0].numpy()  # exact, so that copies of a picture tie
     results = []
     their_ranks = {path: rank for rank, path in enumerate(sorted(theirs, key=lambda path: -theirs[path]), start=1)}
     for rank, i in enumerate(np.argsort(-scores, kind="stable")[:top].tolist(), start=1):

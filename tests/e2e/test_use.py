@@ -88,6 +88,15 @@ def test_search_takes_several_queries_and_images_and_writes_a_page(flow, at, fil
     assert "coreclip search" in page
     assert (flow["search"]["query"], len(flow["search"]["results"])) == ("a red boat", 3)
     assert "nothing is asked for" in here("search", at / "run", at / "heldout", code=2)
+    for content, message in (
+        (b" \n", "is empty; it must have one a line"),
+        (b"\xe9\n", "is not UTF-8; save it as UTF-8"),
+    ):
+        (tmp_path / "queries.txt").write_bytes(content)
+        assert message in here("search", at / "run", at / "heldout", "--queries", tmp_path / "queries.txt", code=2)
+    (tmp_path / "thesis.html").write_text("mine")
+    refused = here("search", at / "run", at / "heldout", "x", "--html", tmp_path / "thesis.html", code=2)
+    assert "nothing of yours is replaced" in refused
 
 
 def test_rerank_orders_files_and_names_those_that_are_none(at, files, tmp_path, here):

@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from coreclip.errors import CoreclipError
+from coreclip.pipeline import image_files
 from coreclip.pipeline.image_files import find_images, read_candidates, resize_images, see_images, shown_path
+from coreclip.pipeline.images import PreparedImage
 from tests.helpers import encode_jpeg, make_pixels
 
 
@@ -69,6 +71,29 @@ def test_what_is_no_image_is_told_with_the_reason_and_its_neighbours_are_right(t
     assert np.array_equal(pixels[0], pixels[1])
     by_pillow = Image.fromarray(good).resize((24, 16), Image.Resampling.BICUBIC).crop((4, 0, 20, 16))
     assert np.abs(pixels[2].astype(int) - np.asarray(by_pillow)).max() <= 1
+
+
+def test_what_fails_behind_the_checks_is_told_too(monkeypatch):
+    jpeg = encode_jpeg(make_pixels(1, 48, 32))
+    damaged = PreparedImage(jpeg[:100], "jpg", 48, 32)
+    monkeypatch.setattr(image_files, "prepare_image", lambda data: damaged)
+    (seen,) = see_images([b"x"], 16)
+    assert seen.failed == [(0, "the loader's decoder refuses it")]
+    assert seen.pixels.shape == (0, 16, 16, 3)
+
+    def exhausted(data):
+        raise MemoryError
+
+    monkeypatch.setattr(image_files, "prepare_image", exhausted)
+    (seen,) = see_images([b"x"], 16)
+    assert seen.failed == [(0, "it needs more memory than there is")]
+
+
+def test_a_list_without_an_end_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "long.txt").write_text("a.jpg\n" * 1000)
+    monkeypatch.setattr(image_files, "_LIST_BYTES", 1 << 12)
+    with pytest.raises(CoreclipError, match=r"the list .*long.txt has more than 0 MiB; divide it"):
+        find_images([tmp_path / "long.txt"])
 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path):

@@ -28,7 +28,7 @@ CONFIG = Config(
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     data = make_dataset(folder / "set", 12)
-    train(data, folder / "run", config=CONFIG, epochs=20)
+    train(data, folder / "run", config=CONFIG, epochs=60)
     return data, folder / "run"
 
 
