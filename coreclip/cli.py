@@ -784,7 +784,7 @@ def search(
     run: RunArgument,
     dataset: DatasetArgument,
     queries: Annotated[
-        list[str] | None, typer.Argument(metavar="[QUERY]...", help="What to look for.", show_default=False)
+        list[str] | None, typer.Argument(metavar="QUERY", help="What to look for.", show_default=False)
     ] = None,
     image: Annotated[
         list[Path] | None, typer.Option(help="Image file to find similar ones of; may be repeated.", show_default=False)
@@ -852,7 +852,7 @@ def rerank(
     query: Annotated[str, typer.Argument(help="What the images are to show.", show_default=False)],
     images: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[IMAGES]...", help="Image files, folders, lists (.txt) of files.", show_default=False),
+        typer.Argument(metavar="IMAGES", help="Image files, folders, lists (.txt) of files.", show_default=False),
     ] = None,
     candidates: Annotated[
         Path | None,
@@ -903,7 +903,7 @@ def classify(
     templates: Annotated[
         str, typer.Option(help="Prompts: coreclip, clip-7, photo, name, or a file with one a line.")
     ] = "coreclip",
-    top: Annotated[int, typer.Option(help="Classes to list of each image.", min=1)] = 3,
+    top: Annotated[int, typer.Option(help="Classes to list of each image.", min=1)] = 5,
     csv: Annotated[Path | None, typer.Option(help="Also write a table: path, rank, class, probability, score.")] = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
