@@ -51,6 +51,9 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Override one value, e.g. train.lr=1e-3; may be repeated.")
 ]
 SubsetOption = Annotated[Path | None, typer.Option("--subset", help="SUBSET.parquet to train on.")]
+ClassesOption = Annotated[
+    str | None, typer.Option(help="Class names of labels 0, 1, ...: a file with one a line, or a,b,c.")
+]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")]
 ThreadsOption = Annotated[int | None, typer.Option(help="Torch threads. Default: all cores.", show_default=False)]
 WorkersOption = Annotated[int | None, typer.Option(help="Processes. Default: all cores.", show_default=False)]
@@ -170,9 +173,7 @@ def convert(
     captions: Annotated[
         Path | None, typer.Option(help="Captions (csv, tsv, jsonl, parquet, COCO json) of a folder.")
     ] = None,
-    classes: Annotated[
-        str | None, typer.Option(help="Class names of labels 0, 1, ...: a file with one a line, or a,b,c.")
-    ] = None,
+    classes: ClassesOption = None,
     template: Annotated[str, typer.Option(help="Caption made of a class name.")] = "a photo of a {}",
     tokenizer: Annotated[
         str | None,
@@ -722,44 +723,251 @@ def _load_subset(path: Path, data: "Dataset | None") -> "Subset":
 def evaluate(
     run: RunArgument,
     dataset: DatasetArgument,
+    features: Annotated[
+        Path | None, typer.Option(help="FEATURES of DATASET by RUN (made by embed), in place of embedding again.")
+    ] = None,
+    templates: Annotated[
+        str, typer.Option(help="Prompts of zero-shot: coreclip, clip-7, photo, name, or a file with one a line.")
+    ] = "coreclip",
+    classes: ClassesOption = None,
+    confusion: Annotated[bool, typer.Option("--confusion", help="Also return the zero-shot confusion matrix.")] = False,
     linear_probe: Annotated[bool, typer.Option(help="Also fit a linear probe where there are labels.")] = False,
+    few_shot: Annotated[
+        str | None, typer.Option(help="Also fit classifiers to so many pairs of each class, e.g. 1,2,4,8,16.")
+    ] = None,
+    draws: Annotated[int, typer.Option(help="How often the few pairs are drawn.", min=1)] = 5,
+    train: Annotated[
+        Path | None, typer.Option("--train", help="Data set that probes are fitted to. Default: a part of DATASET.")
+    ] = None,
+    train_features: Annotated[Path | None, typer.Option(help="FEATURES of --train by RUN.")] = None,
+    seed: SeedOption = 0,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure retrieval both ways, and zero-shot accuracy where there are labels.
+    """Measure retrieval both ways, and where there are labels zero-shot accuracy and probes.
 
     Example: coreclip evaluate run flickr-dev
+
+    Example: coreclip evaluate run cifar-test --templates clip-7 --linear-probe --few-shot 1,2,4,8,16 --train cifar-train
     """
     from coreclip.pipeline import Dataset
     from coreclip.training import evaluate as run_evaluate
+    from coreclip.training import read_templates
 
-    _emit(run_evaluate(run, Dataset(dataset), linear_probe=linear_probe, device=device), as_json)
+    result = run_evaluate(
+        run,
+        Dataset(dataset),
+        features=features,
+        templates=read_templates(templates),
+        class_names=None if classes is None else _names(classes),
+        confusion=confusion,
+        linear_probe=linear_probe,
+        few_shot=() if few_shot is None else _numbers(few_shot),
+        draws=draws,
+        train=None if train is None else Dataset(train),
+        train_features=train_features,
+        device=device,
+        seed=seed,
+    )
+    _emit(result, as_json, _as_measured)
+
+
+def _numbers(text: str) -> list[int]:
+    """Read ``1,2,4``."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and 0 < len(part) < 7 for part in parts):
+        raise CoreclipError(f"--few-shot {text!r} is no list of numbers; give e.g. 1,2,4,8,16")
+    return [int(part) for part in parts]
+
+
+def _as_measured(result: dict[str, Any]) -> str:
+    """An evaluation as text: what does not apply is left out, classes and shots have a line each."""
+    shown = {key: value for key, value in result.items() if value is not None and key != "zero_shot_confusion"}
+    if classes := shown.pop("zero_shot_per_class", None):
+        shown["zero_shot_accuracy_of"] = {f"{i} {row['class']}": row["accuracy"] for i, row in enumerate(classes)}
+    if shots := shown.pop("few_shot", None):
+        shown["few_shot_accuracy_of"] = {
+            f"{row['shots']} a class": f"logistic {row['logistic_accuracy']:.4f} ± {row['logistic_accuracy_std']:.4f}, nearest mean "
+            f"{row['nearest_mean_accuracy']:.4f} ± {row['nearest_mean_accuracy_std']:.4f}"
+            for row in shots
+        }
+    lines = [_as_lines(shown)]
+    if matrix := result.get("zero_shot_confusion"):
+        width = max(len(str(count)) for row in matrix for count in row) + 1
+        lines += ["confusion: a row for each true class, a column for each answer"]
+        lines += ["".join(f"{count:>{width}}" for count in row) for row in matrix]
+    return "\n".join(lines)
 
 
 @app.command(rich_help_panel=_TRAINING)
 def search(
+    context: typer.Context,
     run: RunArgument,
     dataset: DatasetArgument,
-    query: Annotated[str, typer.Argument(help="What to look for.", show_default=False)],
-    top: Annotated[int, typer.Option(help="Images to list.", min=1)] = 10,
+    queries: Annotated[
+        list[str] | None, typer.Argument(metavar="QUERY", help="What to look for.", show_default=False)
+    ] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(help="Image file to find similar ones of; may be repeated.", show_default=False)
+    ] = None,
+    queries_from: Annotated[Path | None, typer.Option("--queries", help="File with one more query a line.")] = None,
+    top: Annotated[int, typer.Option(help="Images to list of each query.", min=1)] = 10,
+    features: Annotated[
+        Path | None, typer.Option(help="FEATURES of DATASET by RUN (made by embed), in place of embedding again.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write the results as a page with the pictures.")] = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Find the images that fit a text best.
+    """Find the images that fit a text, or look like an image, best.
 
-    Example: coreclip search run flickr "a dog on a beach" --top 5
+    Example: coreclip search run flickr "a dog on a beach" --top 5 --html dogs.html
+
+    Example: coreclip search run flickr --image mine.jpg --features features
     """
     from coreclip.pipeline import Dataset
-    from coreclip.training import search as run_search
+    from coreclip.search_report import check_search_page, write_search_page
+    from coreclip.training import search_all
 
-    results = run_search(run, Dataset(dataset), query, top=top, device=device)
-    _emit({"query": query, "results": results}, as_json, _as_hits)
+    if html is not None:
+        check_search_page(html)
+    data = Dataset(dataset)
+    texts = [*(queries or ()), *([] if queries_from is None else _lines(queries_from, "--queries"))]
+    found = search_all(run, data, texts, images=image or (), top=top, features=features, device=device)
+    result: dict[str, Any] = {"searches": found}
+    if len(found) == 1:
+        result = {"query": found[0]["query"], "results": found[0]["results"], **result}
+    if html is not None:
+        write_search_page(html, data, found, context.obj)
+        result["html"] = str(html)
+    _emit(result, as_json, _as_searches)
 
 
-def _as_hits(result: dict[str, Any]) -> str:
+def _lines(path: Path, option: str) -> list[str]:
+    """Return the lines of a text file that are not empty."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError:
+        raise CoreclipError(f"{option} {path} is not UTF-8; save it as UTF-8, one a line") from None
+    if not (kept := [line for line in lines if line]):
+        raise CoreclipError(f"{option} {path} is empty; it must have one a line")
+    return kept
+
+
+def _as_searches(result: dict[str, Any]) -> str:
+    several = len(result["searches"]) > 1
     return "\n".join(
-        f"{hit['rank']:>3}  {hit['score']:.3f}  index {hit['index']}  {hit['key']}  {hit['captions'][0]}"
+        line
+        for found in result["searches"]
+        for line in ([found["query"]] if several else []) + [_as_hit(hit) for hit in found["results"]]
+    )
+
+
+def _as_hit(hit: dict[str, Any]) -> str:
+    return f"{hit['rank']:>3}  {hit['score']:.3f}  index {hit['index']}  {hit['key']}  {hit['captions'][0]}"
+
+
+@app.command(rich_help_panel=_TRAINING)
+def rerank(
+    run: RunArgument,
+    query: Annotated[str, typer.Argument(help="What the images are to show.", show_default=False)],
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="IMAGES", help="Image files, folders, lists (.txt) of files.", show_default=False),
+    ] = None,
+    candidates: Annotated[
+        Path | None,
+        typer.Option(help="Table (csv, tsv, jsonl, parquet) of files (path) with another system's scores (score)."),
+    ] = None,
+    top: Annotated[int | None, typer.Option(help="Images to list. Default: all.", min=1)] = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Put image files in the order in which they fit a text.
+
+    Files that can't be read are named on stderr with the reason and left out.
+
+    Example: coreclip rerank run "a dog on a beach" found/ more.jpg
+
+    Example: coreclip rerank run "a dog on a beach" --candidates found.csv --top 10
+    """
+    from coreclip.training import rerank as run_rerank
+
+    result = run_rerank(run, query, images or (), candidates=candidates, top=top, device=device)
+    _warn_of_failed(result["failed"])
+    _emit(result, as_json, _as_ranked)
+
+
+def _as_ranked(result: dict[str, Any]) -> str:
+    return "\n".join(
+        f"{hit['rank']:>4}  {hit['score']:.3f}  {hit['path']}"
+        + (f"  (theirs: {hit['their_rank']}, {hit['their_score']:.6g})" if hit.get("their_rank") is not None else "")
         for hit in result["results"]
+    )
+
+
+def _warn_of_failed(failed: list[dict[str, str]]) -> None:
+    for one in failed:
+        print(f"coreclip: {one['path']} is left out: {one['reason']}", file=sys.stderr)
+
+
+@app.command(rich_help_panel=_TRAINING)
+def classify(
+    run: RunArgument,
+    images: Annotated[
+        list[Path], typer.Argument(help="Image files, folders, lists (.txt) of files.", show_default=False)
+    ],
+    classes: Annotated[
+        str,
+        typer.Option(help="Names of the classes: dog,cat,a red car, or a file with one a line.", show_default=False),
+    ],
+    templates: Annotated[
+        str, typer.Option(help="Prompts: coreclip, clip-7, photo, name, or a file with one a line.")
+    ] = "coreclip",
+    top: Annotated[int, typer.Option(help="Classes to list of each image.", min=1)] = 5,
+    csv: Annotated[Path | None, typer.Option(help="Also write a table: path, rank, class, probability, score.")] = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Classify image files by class names that are given here.
+
+    Files that can't be read are named on stderr with the reason and left out. Probabilities are over the given classes alone.
+
+    Example: coreclip classify run photos/ --classes "dog,cat,a red car" --csv photos.csv
+    """
+    from coreclip.training import classify as run_classify
+    from coreclip.training import read_templates
+
+    if csv is not None and os.path.lexists(csv):
+        raise CoreclipError(f"--csv {csv} exists; nothing of yours is replaced; remove it or name another file")
+    result = run_classify(run, images, _names(classes), templates=read_templates(templates), top=top, device=device)
+    _warn_of_failed(result["failed"])
+    if csv is not None:
+        _write_predictions(csv, result)
+        result["csv"] = str(csv)
+    _emit(result, as_json, _as_classified)
+
+
+def _write_predictions(path: Path, result: dict[str, Any]) -> None:
+    import csv
+    import io
+
+    from coreclip.files import write_text
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "rank", "class", "probability", "score"])
+    for one in result["results"]:
+        for rank, found in enumerate(one["predictions"], start=1):
+            writer.writerow([one["path"], rank, found["class"], found["probability"], found["score"]])
+    write_text(path, text.getvalue())
+
+
+def _as_classified(result: dict[str, Any]) -> str:
+    return "\n".join(
+        f"{one['path']}  "
+        + ", ".join(f"{found['class']} {100 * found['probability']:.1f} %" for found in one["predictions"])
+        for one in result["results"]
     )
 
 

@@ -245,11 +245,15 @@ def caption_of(dataset: "Dataset", index: int) -> str:
         texts = dataset.captions(index)
     except CoreclipError:
         return "(captions can’t be read)"
-    # Lone surrogates, which JSON may hold, can't be written; control characters have no place on a page.
-    first = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", " ", texts[0]).split()) or "(empty caption)"
+    first = printable(texts[0]) or "(empty caption)"
     if len(first) > _CAPTION_CHARACTERS:
         first = first[: _CAPTION_CHARACTERS - 1].rstrip() + "…"
     return first + (f" (+{len(texts) - 1}\N{NO-BREAK SPACE}more)" if len(texts) > 1 else "")
+
+
+def printable(text: str) -> str:
+    """Return a text on one line, without lone surrogates, which can't be written, and control characters."""
+    return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", " ", text).split())
 
 
 def _pairs(count: int) -> str:

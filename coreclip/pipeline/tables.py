@@ -68,7 +68,7 @@ class TableSource(SplitSource):
         what they say. If the rows of an image lie apart in a long table, they are sorted on the disk in between.
         """
         groups = array("q")  # for each readable row, a hash of its image, and then the number of its group
-        for row in _rows(self.table):
+        for row in table_rows(self.table):
             item = row if isinstance(row, Reject) else self._image_of(row)
             if isinstance(item, str):
                 groups.append(hash(item))
@@ -111,7 +111,7 @@ class TableSource(SplitSource):
 
     def _numbered_rows(self, numbers: np.ndarray, start: int, stop: int) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield the readable rows of the groups ``start`` up to ``stop`` with their groups."""
-        rows = (row for row in _rows(self.table) if isinstance(row, dict) and isinstance(self._image_of(row), str))
+        rows = (row for row in table_rows(self.table) if isinstance(row, dict) and isinstance(self._image_of(row), str))
         for number, row in itertools.zip_longest(memoryview(numbers.data), rows):
             if number is None or row is None:
                 raise CoreclipError(f"{self.table} has changed while it was read; run the same command again")
@@ -243,7 +243,8 @@ class ImageFinder:
         return directories, np.frombuffer(hashes, np.int64)[order], np.frombuffer(places, np.uint32)[order]
 
 
-def _rows(table: Path) -> Iterator[_Row]:
+def table_rows(table: Path) -> Iterator[_Row]:
+    """Yield the rows of a csv, tsv, jsonl or parquet table; a row that can't be read comes as a reject."""
     if table.suffix.lower() != ".parquet":
         _check_encoding(table)
     readers = {".csv": _csv_rows, ".tsv": _tsv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}

@@ -7,12 +7,15 @@ if TYPE_CHECKING:
     from coreclip.training.attribution import checkpoint_signals, explain, influence
     from coreclip.training.clip_model import ClipModel
     from coreclip.training.device import resolve_device
-    from coreclip.training.evaluation import evaluate, recall_at
+    from coreclip.training.evaluation import evaluate
     from coreclip.training.features import EmbedReport, embed
     from coreclip.training.jest import jest_rows
     from coreclip.training.loss import contrastive_loss
     from coreclip.training.model import Clip, build_model
-    from coreclip.training.retrieval import search
+    from coreclip.training.outside import classify, rerank
+    from coreclip.training.prompts import TEMPLATE_SETS, read_templates
+    from coreclip.training.ranking import recall_at
+    from coreclip.training.retrieval import search, search_all
     from coreclip.training.steps import MeasuredStep, make_step
     from coreclip.training.trainer import TrainReport, train
     from coreclip.training.watch import Watch
@@ -22,10 +25,12 @@ _MODULES = {
     "ClipModel": "clip_model",
     "EmbedReport": "features",
     "MeasuredStep": "steps",
+    "TEMPLATE_SETS": "prompts",
     "TrainReport": "trainer",
     "Watch": "watch",
     "build_model": "model",
     "checkpoint_signals": "attribution",
+    "classify": "outside",
     "contrastive_loss": "loss",
     "embed": "features",
     "evaluate": "evaluation",
@@ -33,13 +38,17 @@ _MODULES = {
     "influence": "attribution",
     "jest_rows": "jest",
     "make_step": "steps",
-    "recall_at": "evaluation",
+    "read_templates": "prompts",
+    "recall_at": "ranking",
+    "rerank": "outside",
     "resolve_device": "device",
     "search": "retrieval",
+    "search_all": "retrieval",
     "train": "trainer",
 }
 
 __all__ = [
+    "TEMPLATE_SETS",
     "Clip",
     "ClipModel",
     "EmbedReport",
@@ -48,6 +57,7 @@ __all__ = [
     "Watch",
     "build_model",
     "checkpoint_signals",
+    "classify",
     "contrastive_loss",
     "embed",
     "evaluate",
@@ -55,9 +65,12 @@ __all__ = [
     "influence",
     "jest_rows",
     "make_step",
+    "read_templates",
     "recall_at",
+    "rerank",
     "resolve_device",
     "search",
+    "search_all",
     "train",
 ]
 

@@ -1,5 +1,7 @@
 """A trained model for use: images and texts in, features out."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -11,11 +13,14 @@ from torch import Tensor
 from coreclip.config import Config
 from coreclip.errors import CoreclipError
 from coreclip.pipeline import Tokenizer
+from coreclip.pipeline.image_files import Source, resize_images, see_images, shown_path
 from coreclip.training.device import resolve_device
 from coreclip.training.model import MAX_LOGIT_SCALE, Clip
 from coreclip.training.store import load_run
 
 _TEXTS_PER_BATCH = 1024
+
+Images = Tensor | np.ndarray | Sequence[Source]
 
 
 class ClipModel:
@@ -35,7 +40,7 @@ class ClipModel:
     Examples
     --------
     >>> model = ClipModel.load("run")  # doctest: +SKIP
-    >>> model.encode_image(images) @ model.encode_text(["a dog"]).T  # doctest: +SKIP
+    >>> model.similarity(["beach.jpg", "city.png"], ["a dog", "a street"])  # doctest: +SKIP
     """
 
     def __init__(self, network: Clip, tokenizer: Tokenizer, config: Config) -> None:
@@ -56,26 +61,58 @@ class ClipModel:
         return cls(*load_run(run, resolve_device(device)))
 
     @torch.inference_mode()
-    def encode_image(self, images: Tensor | np.ndarray) -> Tensor:
+    def encode_image(self, images: Images) -> Tensor:
         """Embed images.
 
         Parameters
         ----------
-        images : uint8 (b, 3, h, w)
-            RGB. Other sizes than ``image_size`` are resized by the shorter side and cropped at the centre.
+        images : uint8 (b, 3, h, w), or a list of paths, bytes of image files or pixels uint8 (h, w, 3)
+            RGB. What has another size than ``image_size`` is resized by the shorter side (bicubic) and cropped at the centre, as the
+            loader does in evaluation; a file gives the very features that a data set made of it would have.
 
         Returns
         -------
         float32 (b, d), unit norm
+
+        Raises
+        ------
+        CoreclipError
+            For arrays of another shape or type, and for the first file that can't be read.
         """
-        images = torch.as_tensor(images)
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        if isinstance(images, (str, bytes, os.PathLike)):
+            raise CoreclipError("images is a single file; a list of them is needed; write [file]")
+        if isinstance(images, (list, tuple)):
+            return self._encode_sources(images)
+        pixels = torch.as_tensor(images)
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
             raise CoreclipError(
-                f"images are {images.dtype} {tuple(images.shape)}; they must be uint8 (b, 3, h, w); "
+                f"images are {pixels.dtype} {tuple(pixels.shape)}; they must be uint8 (b, 3, h, w); "
                 "put the channels second, e.g. with permute(0, 3, 1, 2)"
             )
-        images = images.to(self.network.mean.device)
-        return self.network.encode_image(_resize(images, self.image_size))
+        return self.network.encode_image(_resized(pixels, self.image_size).to(self.network.mean.device))
+
+    def _encode_sources(self, sources: Sequence[Source]) -> Tensor:
+        for i, source in enumerate(sources):
+            if isinstance(source, np.ndarray) and (
+                source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape
+            ):
+                raise CoreclipError(
+                    f"image {i} of the list is {source.dtype} {source.shape}; pixels in a list must be uint8 (h, w, 3)"
+                )
+        features = torch.empty(len(sources), self.dim, device=self.network.mean.device)
+        for seen in see_images(sources, self.image_size):
+            if seen.failed:
+                place, reason = seen.failed[0]
+                source = sources[place]
+                name = shown_path(source) if isinstance(source, (str, os.PathLike)) else f"image {place} of the list"
+                raise CoreclipError(f"{name} can't be read: {reason}; leave it out or mend it")
+            pixels = torch.from_numpy(seen.pixels).permute(0, 3, 1, 2)
+            features[torch.from_numpy(seen.places)] = self.network.encode_image(pixels.to(features.device))
+        return features
+
+    def similarity(self, images: Images, texts: list[str]) -> Tensor:
+        """Return the cosine of each image (as :meth:`encode_image` takes them) with each text, float32 (images, texts)."""
+        return self.encode_image(images) @ self.encode_text(texts).T
 
     @torch.inference_mode()
     def encode_text(self, texts: list[str]) -> Tensor:
@@ -90,13 +127,19 @@ class ClipModel:
         return features
 
 
-def _resize(images: Tensor, size: int) -> Tensor:
-    height, width = images.shape[2:]
-    if height == width == size:
+def _resized(images: Tensor, size: int) -> Tensor:
+    """Return uint8 (b, 3, size, size), by the loader's kernels, or on a GPU by torch's."""
+    if images.shape[2:] == (size, size):
         return images
-    # Crop to the centre square first: the same pixels as resizing first, with less work.
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = images[:, :, top : top + side, left : left + side].float()
-    resized = F.interpolate(square, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
-    return resized.round().clamp(0, 255).to(torch.uint8)
+    if images.is_cuda:
+        return _resized_by_torch(images, size)
+    return torch.from_numpy(resize_images(images.permute(0, 2, 3, 1).numpy(), size)).permute(0, 3, 1, 2)
+
+
+def _resized_by_torch(images: Tensor, size: int) -> Tensor:
+    """Return what the loader's kernels do but for rounding, where the images lie."""
+    shorter = min(images.shape[2:])
+    height, width = (size if side == shorter else int(size * side / shorter) for side in images.shape[2:])
+    resized = F.interpolate(images.float(), (height, width), mode="bicubic", antialias=True, align_corners=False)
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return resized[:, :, top : top + size, left : left + size].round().clamp(0, 255).to(torch.uint8)

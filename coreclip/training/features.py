@@ -17,6 +17,7 @@ from coreclip.errors import CoreclipError
 from coreclip.files import atomic_path, check_free_disk, lock, read_json, sha256_file, write_json
 from coreclip.pipeline import Dataset, make_loader
 from coreclip.progress import Progress
+from coreclip.selection import Features
 from coreclip.training.clip_model import ClipModel
 
 FORMAT_VERSION = 1
@@ -94,7 +95,7 @@ def embed(
                 "format_version": FORMAT_VERSION,
                 "n": dataset.n,
                 "dim": clip.dim,
-                "model": {"run": str(model), "sha256": sha256_file(Path(model) / "model.safetensors")},
+                "model": weights_of(model),
                 "logit_scale": float(np.exp(clip.logit_scale)),
                 "fingerprint": dataset.fingerprint,
                 "tokenizer_sha256": clip.tokenizer.sha256,
@@ -102,6 +103,51 @@ def embed(
         )
     seconds = time.monotonic() - begin
     return EmbedReport(dataset.n, clip.dim, len(texts), seconds, dataset.n / seconds)
+
+
+def weights_of(run: str | Path) -> dict[str, str]:
+    """Return where a run is and the SHA-256 of its weights, by which features are known to be of it."""
+    return {"run": str(run), "sha256": sha256_file(Path(run) / "model.safetensors")}
+
+
+def load_features(features: str | Path, run: str | Path, dataset: Dataset) -> Features:
+    """Open a FEATURES folder, mapped into memory, that must be of this run and this data set.
+
+    Raises
+    ------
+    CoreclipError
+        For a folder that is no such one or is damaged, and features of another model or another data set.
+    """
+    path = Path(features)
+    if not (path / "features.json").is_file():
+        raise CoreclipError(f"no features at {path}: it has no features.json; make them with coreclip embed")
+    loaded = Features.load(path)
+    if loaded.fingerprint != dataset.fingerprint:
+        raise CoreclipError(
+            f"{path} holds features of the data set {str(loaded.fingerprint)[:12]}, not of {dataset.fingerprint[:12]} "
+            f"({dataset.path}); embed this data set"
+        )
+    model = loaded.info.get("model")
+    stored = model.get("sha256") if isinstance(model, dict) else None
+    if stored != (own := weights_of(run)["sha256"]):
+        raise CoreclipError(
+            f"{path} holds features by the weights {str(stored)[:12]}, {run} has {own[:12]}; embed the data set with this run"
+        )
+    if loaded.image is None or len(loaded.image) != dataset.n:
+        raise CoreclipError(f"{path} has no feature for each of the {dataset.n} images; embed the data set again")
+    return loaded
+
+
+def all_image_features(
+    clip: ClipModel, dataset: Dataset, features: Features | None, *, batch_size: int = 512, workers: int = 2
+) -> np.ndarray:
+    """Return a feature for each image, (n, d): float16 mapped from FEATURES where there are some, else float32 that is made now."""
+    if features is not None and features.image is not None:
+        return features.image
+    rows = np.empty((dataset.n, clip.dim), np.float32)
+    for index, some in image_features(clip, dataset, batch_size=batch_size, workers=workers):
+        rows[index] = some.cpu().numpy()
+    return rows
 
 
 def _check_output(folder: Path, dataset: Dataset) -> None:

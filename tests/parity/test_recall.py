@@ -5,7 +5,7 @@ import torch
 from sklearn.metrics import top_k_accuracy_score
 from torchmetrics.functional.retrieval import retrieval_hit_rate
 
-from coreclip.training.evaluation import best_ranks, recall_at
+from coreclip.training.ranking import best_ranks, recall_at
 
 
 def test_recall_is_torchmetrics_hit_rate_with_several_right_items():

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "profiling": {"profiling"},
 }
 LEAVES = {"errors", "files", "progress", "randomness", "config", "pages", "presets"}
-COMPOSERS = {"cli", "demo", "demo_truth", "report", "selection_pool", "selection_report"}
+COMPOSERS = {"cli", "demo", "demo_truth", "report", "search_report", "selection_pool", "selection_report"}
 
 
 def imported_modules(source: str) -> set[str]:

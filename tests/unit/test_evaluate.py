@@ -2,16 +2,20 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from coreclip.config import Config, DataConfig, ModelConfig, TrainConfig
 from coreclip.errors import CoreclipError
-from coreclip.training import ClipModel, embed, evaluate, evaluation, train
-from coreclip.training.evaluation import best_ranks, linear_probe_accuracy, recall_at, text_groups
+from coreclip.training import ClipModel, embed, evaluate, ranking, train
+from coreclip.training import features as features_module
 from coreclip.training.features import encode_unique, mean_direction
+from coreclip.training.prompts import class_features
+from coreclip.training.ranking import best_ranks, chance_at, recall_at, text_groups
 from tests.helpers import make_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -73,21 +77,23 @@ def test_chunks_do_not_change_the_ranks(monkeypatch):
     queries, items = torch.randn(30, 4, generator=generator), torch.randn(40, 4, generator=generator)
     right = np.stack([np.arange(30)[::-1], np.arange(30)])
     whole = best_ranks(queries, items, right)
-    monkeypatch.setattr(evaluation, "_SCORES_PER_CHUNK", 90)  # two queries at a time
+    monkeypatch.setattr(ranking, "_ROWS", 7)
+    monkeypatch.setattr(ranking, "_COLUMNS", 3)
+    monkeypatch.setattr(ranking, "_WIDE_BYTES", 8 * 4 * 9)  # nine items at a time
     assert np.array_equal(best_ranks(queries, items, right), whole)
 
 
 def test_texts_are_equal_whatever_their_case_and_spaces():
-    groups, unique = text_groups(["A dog", "a  dog ", "a cat"])
+    groups, first = text_groups(["A dog", "a  dog ", "a cat"])
     assert groups.tolist() == [0, 0, 1]
-    assert unique == ["A dog", "a cat"]
+    assert first.tolist() == [0, 2]
 
 
 def test_chance_is_what_a_random_order_reaches():
-    assert evaluation._chance_at(1, np.array([1]), 100).item() == pytest.approx(0.01)
-    assert evaluation._chance_at(10, np.array([1]), 100).item() == pytest.approx(0.1)
-    assert evaluation._chance_at(2, np.array([2]), 4).item() == pytest.approx(1 - 2 / 4 * 1 / 3)
-    assert evaluation._chance_at(10, np.array([1]), 3).item() == 1.0
+    assert chance_at(1, np.array([1]), 100).item() == pytest.approx(0.01)
+    assert chance_at(10, np.array([1]), 100).item() == pytest.approx(0.1)
+    assert chance_at(2, np.array([2]), 4).item() == pytest.approx(1 - 2 / 4 * 1 / 3)
+    assert chance_at(10, np.array([1]), 3).item() == 1.0
 
 
 def test_a_run_that_learned_its_data_by_heart_finds_it(trained):
@@ -117,6 +123,89 @@ def test_labels_bring_zero_shot_and_the_probe(trained, labelled):
     json.dumps(result, allow_nan=False)
 
 
+def test_every_figure_of_a_labelled_data_set_is_there(trained, labelled, tmp_path_factory):
+    train = make_dataset(tmp_path_factory.mktemp("train") / "set", 20, labels=("red cat", "dog"))
+    result = evaluate(
+        trained[1],
+        labelled,
+        confusion=True,
+        linear_probe=True,
+        few_shot=[1, 2],
+        draws=2,
+        train=train,
+        templates=["a {}"],
+    )
+    assert sum(map(sum, result["zero_shot_confusion"])) == 12
+    assert [row["class"] for row in result["zero_shot_per_class"]] == ["red cat", "dog"]
+    assert result["zero_shot_top_5_accuracy"] is None
+    assert result["zero_shot_mean_per_class_accuracy"] == pytest.approx(result["zero_shot_accuracy"])  # six of each
+    assert (result["linear_probe_train_pairs"], result["linear_probe_test_pairs"]) == (20, 12)
+    assert [row["shots"] for row in result["few_shot"]] == [1, 2]
+    json.dumps(result, allow_nan=False)
+
+
+def test_probes_and_their_training_data_must_fit(trained, labelled, tmp_path_factory):
+    data, run = trained
+    others = make_dataset(tmp_path_factory.mktemp("others") / "set", 6, labels=("dog", "red cat"))
+    cases = (
+        (data, {"few_shot": [1]}, "few shots need class labels, and the data set has none; leave --few-shot out"),
+        (data, {"confusion": True}, "a confusion matrix needs class labels and names"),
+        (labelled, {"linear_probe": True, "train": data}, "has no class labels, which probes are fitted to"),
+        (labelled, {"train": others}, "is for probes, and none is asked for; add --linear-probe or --few-shot"),
+        (labelled, {"linear_probe": True, "train": others}, "have other classes, and label 3 of one must be label 3"),
+        (labelled, {"train_features": "somewhere"}, r"features of a training data set \(somewhere\) without one"),
+    )
+    for dataset, options, message in cases:
+        with pytest.raises(CoreclipError, match=message):
+            evaluate(run, dataset, **options)
+
+
+def test_features_stand_for_embedding_again(trained, labelled, tmp_path, monkeypatch):
+    data, run = trained
+    embed(data, tmp_path / "plain", model=run)
+    embed(labelled, tmp_path / "labelled", model=run)
+    expected = evaluate(run, data)
+    options = {"linear_probe": True, "few_shot": [1], "train": labelled}
+    probed = evaluate(run, labelled, **options)
+    monkeypatch.setattr(features_module, "image_features", None)  # nothing is decoded
+    found = evaluate(run, data, features=tmp_path / "plain")
+    assert {key: value for key, value in found.items() if value != expected[key]} == {}
+    stored = {"features": tmp_path / "labelled", "train_features": tmp_path / "labelled"}
+    assert evaluate(run, labelled, **options, **stored).keys() == probed.keys()
+
+
+def test_features_of_something_else_are_refused(trained, labelled, tmp_path):
+    data, run = trained
+    embed(data, tmp_path / "features", model=run)
+    with pytest.raises(CoreclipError, match=r"no features at .*nowhere: it has no features.json; make them"):
+        evaluate(run, data, features=tmp_path / "nowhere")
+    with pytest.raises(CoreclipError, match=r"holds features of the data set .*; embed this data set"):
+        evaluate(run, labelled, features=tmp_path / "features")
+    shutil.copytree(run, tmp_path / "other")
+    weights = load_file(run / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, tmp_path / "other" / "model.safetensors")
+    with pytest.raises(CoreclipError, match=r"holds features by the weights .*; embed the data set with this run"):
+        evaluate(tmp_path / "other", data, features=tmp_path / "features")
+    for n, captions, message in (
+        (5, (2,), "has no feature for each of the 12 images; embed the data set again"),
+        (12, (1,), "the features have 12 captions, the data set 24; embed it again"),
+    ):  # of another data set, with this one's fingerprint written into them
+        forged = tmp_path / f"forged{n}"
+        embed(make_dataset(tmp_path / f"set{n}", n, captions_per_pair=captions), forged, model=run)
+        info = json.loads((forged / "features.json").read_text())
+        (forged / "features.json").write_text(json.dumps(info | {"fingerprint": data.fingerprint}))
+        with pytest.raises(CoreclipError, match=message):
+            evaluate(run, data, features=forged)
+
+
+def test_copies_of_a_picture_are_one_picture(trained, tmp_path):
+    copies = make_dataset(tmp_path / "set", 6, copies={3: 0, 4: 0})
+    result = evaluate(trained[1], copies)
+    assert (result["pairs"], result["different_images"]) == (6, 4)
+    assert (result["captions"], result["different_captions"]) == (12, 8)
+    assert result["text_to_image_chance_at_1"] == pytest.approx(np.average([3, 1, 1, 1], weights=[3, 1, 1, 1]) / 6)
+
+
 def test_class_names_and_templates_must_fit(trained, labelled):
     with pytest.raises(CoreclipError, match="1 class names for labels up to 1"):
         evaluate(trained[1], labelled, class_names=["cat"])
@@ -125,28 +214,11 @@ def test_class_names_and_templates_must_fit(trained, labelled):
             evaluate(trained[1], labelled, templates=templates)
 
 
-def test_classes_that_are_told_apart_are_classified(trained):
+def test_a_class_is_the_normalised_mean_of_its_prompts(trained):
     clip = ClipModel.load(trained[1])
-    classes = evaluation.class_features(clip, ["red_cat", "dog"], ["{}", "a {}"])
+    classes = class_features(clip, ["red_cat", "dog"], ["{}", "a {}"])
     expected = clip.encode_text(["red cat", "a red cat"]).mean(0)
     torch.testing.assert_close(classes[0], expected / expected.norm())
-    labels = torch.tensor([1, 0, 0, 1])
-    assert evaluation._zero_shot(classes[labels], labels, classes) == 1.0
-    assert evaluation._zero_shot(classes[1 - labels], labels, classes) == 0.0
-
-
-def test_the_probe_separates_what_is_separable_and_its_split_follows_from_the_seed():
-    labels = np.arange(60) % 3
-    features = np.eye(3, dtype=np.float32)[labels] + 0.1 * np.random.default_rng(0).normal(size=(60, 3)).astype(
-        np.float32
-    )
-    accuracy, chance = linear_probe_accuracy(features, labels)
-    assert accuracy == 1.0
-    assert chance < 0.6
-    noise = np.random.default_rng(1).normal(size=(60, 3)).astype(np.float32)
-    assert linear_probe_accuracy(noise, labels, seed=1) == linear_probe_accuracy(noise, labels, seed=1)
-    with pytest.raises(CoreclipError, match="a linear probe on 4 pairs with 1 classes is not possible"):
-        linear_probe_accuracy(features[:4], np.zeros(4, dtype=np.int64))
 
 
 def test_embed_writes_unit_features_in_order(trained, tmp_path):
