@@ -5,14 +5,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from coreclip.training.attribution import checkpoint_signals, explain, influence
+    from coreclip.training.classification import classification_loss
     from coreclip.training.clip_model import ClipModel
     from coreclip.training.device import resolve_device
+    from coreclip.training.distillation import affinity_loss
+    from coreclip.training.distributed import processes
     from coreclip.training.evaluation import evaluate, recall_at
     from coreclip.training.features import EmbedReport, embed
     from coreclip.training.jest import jest_rows
     from coreclip.training.loss import contrastive_loss
     from coreclip.training.model import Clip, build_model
     from coreclip.training.retrieval import search
+    from coreclip.training.sigmoid import sigmoid_loss
     from coreclip.training.steps import MeasuredStep, make_step
     from coreclip.training.trainer import TrainReport, train
     from coreclip.training.watch import Watch
@@ -24,8 +28,10 @@ _MODULES = {
     "MeasuredStep": "steps",
     "TrainReport": "trainer",
     "Watch": "watch",
+    "affinity_loss": "distillation",
     "build_model": "model",
     "checkpoint_signals": "attribution",
+    "classification_loss": "classification",
     "contrastive_loss": "loss",
     "embed": "features",
     "evaluate": "evaluation",
@@ -33,9 +39,11 @@ _MODULES = {
     "influence": "attribution",
     "jest_rows": "jest",
     "make_step": "steps",
+    "processes": "distributed",
     "recall_at": "evaluation",
     "resolve_device": "device",
     "search": "retrieval",
+    "sigmoid_loss": "sigmoid",
     "train": "trainer",
 }
 
@@ -46,8 +54,10 @@ __all__ = [
     "MeasuredStep",
     "TrainReport",
     "Watch",
+    "affinity_loss",
     "build_model",
     "checkpoint_signals",
+    "classification_loss",
     "contrastive_loss",
     "embed",
     "evaluate",
@@ -55,9 +65,11 @@ __all__ = [
     "influence",
     "jest_rows",
     "make_step",
+    "processes",
     "recall_at",
     "resolve_device",
     "search",
+    "sigmoid_loss",
     "train",
 ]
 
