@@ -42,7 +42,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 DatasetArgument = Annotated[Path, typer.Argument(help="Data set made by convert.", show_default=False)]
 RunArgument = Annotated[Path, typer.Argument(help="Run made by train.", show_default=False)]
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="TOML file with \\[data], \\[model], \\[train], \\[jest], \\[reselect].")
+    Path | None,
+    typer.Option(
+        "--config", help="TOML file with \\[data], \\[model], \\[train], \\[jest], \\[reselect], \\[distill]."
+    ),
 ]
 PresetOption = Annotated[
     str | None, typer.Option(help="A whole model by name, e.g. cnn-14m, vit-s, ViT-B-32; --config and --set change it.")
@@ -469,6 +472,9 @@ def train(
     The same command goes on where an interrupted run stopped. With --set jest.keep=0.5 --set jest.reference=proxy each step
     trains on the half of a batch that has most to learn, measured against a finished run (or its FEATURES).
 
+    --set train.objective=sigmoid (or classification), distill.features=TEACHER-FEATURES and train.micro_batch=256 (a large batch
+    in pieces) change the loss and what it costs; torchrun --nproc-per-node 2 -m coreclip train ... shares it among processes.
+
     --set reselect.every=2 --set reselect.fraction=0.3 chooses the pairs anew after every second pass over them, by the model under
     way; --set 'data.sizes=[32,48,64]' lets the images grow over the budget; --set train.ema=0.05 averages the weights of the last steps.
 
@@ -477,24 +483,28 @@ def train(
     from coreclip.config import load_config
     from coreclip.pipeline import Dataset
     from coreclip.selection import Subset
+    from coreclip.training import processes
     from coreclip.training import train as run_train
 
-    report = run_train(
-        Dataset(dataset),
-        run,
-        config=load_config(config, overrides or (), preset=preset),
-        subset=None if subset is None else Subset.load(subset),
-        minutes=minutes,
-        epochs=epochs,
-        samples=samples,
-        device=device,
-        threads=threads,
-        started=_STARTED,
-        validation=None if validation is None else Dataset(validation),
-        tensorboard=tensorboard,
-        panel=panel,
-    )
-    _emit(asdict(report), as_json)
+    with processes(device) as ranks:
+        report = run_train(
+            Dataset(dataset),
+            run,
+            config=load_config(config, overrides or (), preset=preset),
+            subset=None if subset is None else Subset.load(subset),
+            minutes=minutes,
+            epochs=epochs,
+            samples=samples,
+            device=device,
+            threads=threads,
+            started=_STARTED,
+            validation=None if validation is None else Dataset(validation),
+            tensorboard=tensorboard,
+            panel=panel,
+            ranks=ranks,
+        )
+    if ranks.is_first:
+        _emit(asdict(report), as_json)
 
 
 @app.command(rich_help_panel=_TRAINING)

@@ -16,6 +16,8 @@ from typing import Any
 from coreclip.errors import CoreclipError
 from coreclip.presets import preset_table
 
+_OBJECTIVES = ("softmax", "sigmoid", "classification")
+
 
 def _require(condition: bool, name: str, value: object, rule: str) -> None:
     if not condition:
@@ -195,6 +197,11 @@ class TrainConfig:
 
     Attributes
     ----------
+    objective : {"softmax", "sigmoid", "classification"}
+        CLIP's loss; SigLIP's, with a learned bias; for labelled data the softmax over the classes' texts.
+    micro_batch : int
+        Pairs that go through the towers at once; the batch's gradient stays what it is (GradCache), for a second forward pass and
+        less memory. At least 4; 0: the whole batch.
     lr : float
         Peak learning rate of AdamW.
     weight_decay : float
@@ -227,6 +234,8 @@ class TrainConfig:
     seed : int
     """
 
+    objective: str = "softmax"
+    micro_batch: int = 0
     lr: float = 1e-3
     weight_decay: float = 0.1
     beta1: float = 0.9
@@ -245,6 +254,13 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _require(self.objective in _OBJECTIVES, "train.objective", self.objective, f"one of {', '.join(_OBJECTIVES)}")
+        _require(
+            self.micro_batch == 0 or self.micro_batch >= 4,
+            "train.micro_batch",
+            self.micro_batch,
+            "0 (the whole batch) or 4 pairs at least",
+        )
         _require(0 < self.lr < 1, "train.lr", self.lr, "between 0 and 1")
         _require(0 <= self.weight_decay < 10, "train.weight_decay", self.weight_decay, "0 to 10")
         for name in ("beta1", "beta2"):
@@ -331,6 +347,26 @@ class ReselectConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """A teacher whose stored features are a second target; see :mod:`coreclip.training.distillation`.
+
+    Attributes
+    ----------
+    features : str
+        FEATURES of the data set, made by ``coreclip embed`` with the teacher. Empty: no teacher.
+        E.g. ``--set distill.features=teacher-features``.
+    weight : float
+        Share of the teacher's part in the loss; the objective has the rest.
+    """
+
+    features: str = ""
+    weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require(0 < self.weight <= 1, "distill.weight", self.weight, "a share of the loss, above 0, at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """All that a run depends on beside its data and its budget."""
 
@@ -339,6 +375,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     jest: JestConfig = field(default_factory=JestConfig)
     reselect: ReselectConfig = field(default_factory=ReselectConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
 
     def __post_init__(self) -> None:
         _require(
@@ -375,7 +412,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), *
     Parameters
     ----------
     path : path or None
-        A TOML file with the sections ``data``, ``model``, ``train``, ``jest``, ``reselect``; None for the defaults.
+        A TOML file with the sections ``data``, ``model``, ``train``, ``jest``, ``reselect``, ``distill``; None for the defaults.
     overrides : sequence of str
         ``"train.lr=1e-3"``; the later one wins.
     preset : str, optional

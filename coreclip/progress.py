@@ -22,15 +22,18 @@ class Progress:
         What is under way, e.g. ``"converting"``.
     unit : str
         What is counted, in the plural.
+    quiet : bool
+        Count only: another process shows it.
     """
 
-    def __init__(self, total: int | None, label: str, unit: str = "pairs") -> None:
+    def __init__(self, total: int | None, label: str, unit: str = "pairs", *, quiet: bool = False) -> None:
         self.total, self.label, self.unit, self.done = total, label, unit, 0
+        self._quiet = quiet
         self._start = self._last_line = time.monotonic()
         self._bar: RichBar | None = None
 
     def __enter__(self) -> Self:
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not self._quiet:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as RichProgress
@@ -56,7 +59,7 @@ class Progress:
         rate = self.done / max(now - self._start, 1e-9)
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, rate=f"{rate:,.0f} {self.unit}/s {note}")
-        elif now - self._last_line >= _LINE_EVERY_SECONDS:
+        elif now - self._last_line >= _LINE_EVERY_SECONDS and not self._quiet:
             self._last_line = now
             left = f", {(self.total - self.done) / max(rate, 1e-9):,.0f} s left" if self.total else ""
             of = f" of {self.total:,}" if self.total else ""

@@ -5,8 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from coreclip.training.attribution import checkpoint_signals, explain, influence
+    from coreclip.training.class_softmax import classification_loss
     from coreclip.training.clip_model import ClipModel
     from coreclip.training.device import resolve_device
+    from coreclip.training.distillation import affinity_loss
+    from coreclip.training.distributed import processes
     from coreclip.training.evaluation import evaluate
     from coreclip.training.features import EmbedReport, embed
     from coreclip.training.jest import jest_rows
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from coreclip.training.prompts import TEMPLATE_SETS, read_templates
     from coreclip.training.ranking import recall_at
     from coreclip.training.retrieval import search, search_all
+    from coreclip.training.sigmoid import sigmoid_loss
     from coreclip.training.steps import MeasuredStep, make_step
     from coreclip.training.trainer import TrainReport, train
     from coreclip.training.watch import Watch
@@ -28,8 +32,10 @@ _MODULES = {
     "TEMPLATE_SETS": "prompts",
     "TrainReport": "trainer",
     "Watch": "watch",
+    "affinity_loss": "distillation",
     "build_model": "model",
     "checkpoint_signals": "attribution",
+    "classification_loss": "class_softmax",
     "classify": "outside",
     "contrastive_loss": "loss",
     "embed": "features",
@@ -38,12 +44,14 @@ _MODULES = {
     "influence": "attribution",
     "jest_rows": "jest",
     "make_step": "steps",
+    "processes": "distributed",
     "read_templates": "prompts",
     "recall_at": "ranking",
     "rerank": "outside",
     "resolve_device": "device",
     "search": "retrieval",
     "search_all": "retrieval",
+    "sigmoid_loss": "sigmoid",
     "train": "trainer",
 }
 
@@ -55,8 +63,10 @@ __all__ = [
     "MeasuredStep",
     "TrainReport",
     "Watch",
+    "affinity_loss",
     "build_model",
     "checkpoint_signals",
+    "classification_loss",
     "classify",
     "contrastive_loss",
     "embed",
@@ -65,12 +75,14 @@ __all__ = [
     "influence",
     "jest_rows",
     "make_step",
+    "processes",
     "read_templates",
     "recall_at",
     "rerank",
     "resolve_device",
     "search",
     "search_all",
+    "sigmoid_loss",
     "train",
 ]
 

@@ -250,5 +250,6 @@ def _taken(rows: "Rows", chosen: np.ndarray, share: float) -> "Rows":
         weight=rows.weight[at],
         labels=None if rows.labels is None else rows.labels[at],
         index=rows.index[chosen],
+        caption=None if rows.caption is None else rows.caption[chosen],
         share=share,
     )

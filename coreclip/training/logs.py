@@ -6,6 +6,7 @@ is told to forget them (``purge_step``).
 
 import contextlib
 import json
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -29,14 +30,20 @@ class MetricsLog:
         After which the run goes on; 0 at its beginning.
     display : Display
         Is shown every line.
+    quiet : bool
+        Nothing is written: another process does.
     tensorboard : bool
         Whether scalars are written to ``RUN/tensorboard``. Where that is not there yet, it begins with the lines that are.
     """
 
-    def __init__(self, run: Path, step: int, display: Display, *, tensorboard: bool = False) -> None:
+    def __init__(
+        self, run: Path, step: int, display: Display, *, tensorboard: bool = False, quiet: bool = False
+    ) -> None:
         self.display = display
         self._path, self._folder, self._step = run / "metrics.jsonl", run / "tensorboard", step
-        self._writer_class = summary_writer() if tensorboard else None
+        if quiet:
+            self._path = Path(os.devnull)
+        self._writer_class = summary_writer() if tensorboard and not quiet else None
 
     def __enter__(self) -> Self:
         self._stack = contextlib.ExitStack()

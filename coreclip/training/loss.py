@@ -2,11 +2,13 @@
 
 The softmax loss of CLIP (Radford et al. 2021), with the targets of UniCL (Yang et al. 2022): pairs that say the same are not each
 other's negatives but share the target's mass. A pair of weight w counts as w copies of itself, in its row and in every partition
-function, so that a weighted subset estimates the whole set's loss. Left out: the sigmoid loss.
+function, so that a weighted subset estimates the whole set's loss. A process that has some of a batch's rows computes its part of the
+loss, those rows against all columns. The sigmoid loss is in :mod:`coreclip.training.sigmoid`.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,38 +17,102 @@ LEAST_ROWS = 2  # a contrast needs a second pair
 
 
 @dataclass(frozen=True)
+class Pairs:
+    """What a loss knows of a batch of m pairs beside its features; made by :func:`pairs_of`.
+
+    Attributes
+    ----------
+    weight : float (m,)
+        Above 0.
+    same : bool (k, m)
+        Which pairs say the same as the k pairs whose loss is asked for.
+    first : int64 (m,) or None
+        The first pair that says the same as each one; None: to be read off ``same``, which has all rows then.
+    own : slice
+        Which of the m pairs the k are.
+    """
+
+    weight: Tensor
+    same: Tensor
+    first: Tensor | None
+    own: slice
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the loss of all pairs is asked for."""
+        return len(self.same) == len(self.weight)
+
+
+class Scores(Protocol):
+    """What a loss was computed from, for the signals: k pairs and the m texts (or classes) that they are told from; all detached."""
+
+    @property
+    def cosine(self) -> Tensor:
+        """Float (k, m), images in rows."""
+        ...
+
+    @property
+    def same(self) -> Tensor:
+        """Bool (k, m): the right texts."""
+        ...
+
+    @property
+    def kept(self) -> Tensor:
+        """Int64 (k,): which rows of the batch."""
+        ...
+
+    @property
+    def b(self) -> int:
+        """Rows of the batch."""
+        ...
+
+    def signals(self) -> dict[str, Tensor]:
+        """Return confidence, entropy, probability_margin and el2n, float (k,) each."""
+        ...
+
+
+@dataclass(frozen=True)
 class BatchSoftmax:
     """The softmaxes that a loss was computed from: the k pairs of a batch that have a weight; all detached.
 
     Attributes
     ----------
-    cosine, logits : float32 (k, k)
-        Images in rows, texts in columns.
-    log_weight : float32 (k,)
-    log_total : float32 (2, k)
-        Logarithms of the weighted partition functions, image to text and text to image.
-    same : bool (k, k)
-    target : float32 (k, k)
-        What the softmax should be, in both directions.
+    cosine : float32 (k, m)
+        Images in rows, texts (or classes) in columns.
+    logits : tuple of float32 (k, m)
+        Image to text and, but for classes, text to image.
+    log_weight : float32 (m,)
+    log_total : float32 (1 or 2, k)
+        Logarithms of the weighted partition functions of ``logits``.
+    same : bool (k, m)
+    target : float32 (k, m)
+        What the softmax should be, in each direction.
     kept : int64 (k,)
         Which rows of the batch.
     b : int
         Rows of the batch.
+    first : int64 (m,) or None
+        As of :class:`Pairs`.
     """
 
     cosine: Tensor
-    logits: Tensor
+    logits: tuple[Tensor, ...]
     log_weight: Tensor
     log_total: Tensor
     same: Tensor
     target: Tensor
     kept: Tensor
     b: int
+    first: Tensor | None = None
+
+    def signals(self) -> dict[str, Tensor]:
+        """Return :func:`softmax_signals`."""
+        return softmax_signals(self)
 
 
 @dataclass(frozen=True)
 class ContrastiveLoss:
-    """What :func:`contrastive_loss` returns; the signals of the pairs are computed when they are asked for.
+    """What a loss function returns; the signals of the pairs are computed when they are asked for.
 
     Attributes
     ----------
@@ -56,13 +122,13 @@ class ContrastiveLoss:
         The least value that any features can reach on this batch; above 0 where captions repeat.
     sample_loss : float32 (b,)
         Each pair's own loss, both directions' mean, detached; NaN for an excluded pair.
-    softmax : BatchSoftmax
+    scores : Scores
     """
 
     loss: Tensor
     floor: Tensor
     sample_loss: Tensor
-    softmax: BatchSoftmax
+    scores: Scores
 
     @property
     def correct(self) -> Tensor:
@@ -84,18 +150,17 @@ class ContrastiveLoss:
         """
         found = {"loss": self.sample_loss, "margin": self.margin, "correct": self.correct}
         with torch.no_grad():
-            softmax = self.softmax
+            scores = self.scores
             return found | {
-                name: _spread(values, softmax.kept, softmax.b, torch.nan)
-                for name, values in softmax_signals(softmax).items()
+                name: spread(values, scores.kept, scores.b, torch.nan) for name, values in scores.signals().items()
             }
 
     @cached_property
     def _right_and_wrong(self) -> tuple[Tensor, Tensor]:
-        softmax = self.softmax
+        scores = self.scores
         with torch.no_grad():
-            correct, margin = _right_and_wrong(softmax.cosine, softmax.same)
-        return _spread(correct, softmax.kept, softmax.b, False), _spread(margin, softmax.kept, softmax.b, torch.nan)
+            correct, margin = _right_and_wrong(scores.cosine, scores.same)
+        return spread(correct, scores.kept, scores.b, False), spread(margin, scores.kept, scores.b, torch.nan)
 
 
 def contrastive_loss(
@@ -128,39 +193,54 @@ def contrastive_loss(
     ``log sum_j w_j exp(s_ij) - sum_{p in P(i)} w_p s_ip / W_i``, where ``W_i = sum_{p in P(i)} w_p``; rows are averaged with weights w.
     Its gradient is that of the batch in which pair i is repeated w_i times. The floor is the weighted mean of ``log W_i``.
     """
-    b = len(image_features)
-    weight = torch.ones(b, device=image_features.device) if weight is None else weight.float()
-    same = torch.eye(b, dtype=torch.bool, device=image_features.device) if same is None else same
-    kept = (weight > 0).nonzero().squeeze(1)
-    if len(kept) < b:
-        image_features, text_features = image_features[kept], text_features[kept]
-        same, weight = same[kept][:, kept], weight[kept]
-    weight = weight / weight.mean() if len(weight) else weight
-    share = same * weight  # (k, k)
+    kept, (images, texts), pairs = weighted_rows((image_features, text_features), same, weight)
+    return softmax_loss(images, texts, logit_scale, scaled(pairs), kept=kept, b=len(image_features))
+
+
+def softmax_loss(
+    images: Tensor, texts: Tensor, logit_scale: Tensor, pairs: Pairs, *, kept: Tensor | None = None, b: int = 0
+) -> ContrastiveLoss:
+    """Return the part of :func:`contrastive_loss` that ``pairs.own`` has in it; the parts of all rows add up to the whole.
+
+    Parameters
+    ----------
+    images, texts : float32 (m, d), unit norm
+    logit_scale : float32 ()
+    pairs : Pairs
+        With weights of mean 1.
+    kept : int64 (k,), optional
+        Rows of a batch of ``b`` that the k pairs are; None: all of k.
+    """
+    share = pairs.same * pairs.weight  # (k, m)
     mass = share.sum(1)
     target = share / mass.unsqueeze(1)
-    cosine = image_features @ text_features.T
-    logits = logit_scale.exp() * cosine
-    log_weight = weight.log()
+    cosine = images[pairs.own] @ texts.T
+    log_weight = pairs.weight.log()
+    factor = logit_scale.exp()
+    logits = factor * cosine
+    both = logits, logits.T if pairs.is_whole else factor * (texts[pairs.own] @ images.T)
     # The weights enter the partition functions only, the target holds them already.
-    log_total = [torch.logsumexp(scores + log_weight, dim=1) for scores in (logits, logits.T)]
-    rows = log_total[0] - (target * logits).sum(1) + (log_total[1] - (target * logits.T).sum(1))
-    n = max(len(kept), 1)
+    log_total = [torch.logsumexp(scores + log_weight, dim=1) for scores in both]
+    rows = log_total[0] - (target * both[0]).sum(1) + (log_total[1] - (target * both[1]).sum(1))
+    weight, n = pairs.weight[pairs.own], max(len(pairs.weight), 1)
     with torch.no_grad():
         floor = (weight * mass.log()).sum() / n
+    kept = torch.arange(len(rows), device=rows.device) if kept is None else kept
+    b = b or len(rows)
     return ContrastiveLoss(
         loss=(weight * rows).sum() / (2 * n),
         floor=floor,
-        sample_loss=_spread(rows.detach() / 2, kept, b, torch.nan),
-        softmax=BatchSoftmax(
+        sample_loss=spread(rows.detach() / 2, kept, b, torch.nan),
+        scores=BatchSoftmax(
             cosine=cosine.detach(),
-            logits=logits.detach(),
+            logits=(both[0].detach(), both[1].detach()),
             log_weight=log_weight,
             log_total=torch.stack(log_total).detach(),
-            same=same,
+            same=pairs.same,
             target=target,
             kept=kept,
             b=b,
+            first=pairs.first,
         ),
     )
 
@@ -184,20 +264,23 @@ def softmax_signals(softmax: BatchSoftmax) -> dict[str, Tensor]:
     batch of the softmax less the target, which spreads over equal pairs in proportion to their weights; it is 0 at the loss's
     floor. The classes being the pairs of the batch, all of them depend on its size.
     """
-    k = len(softmax.logits)
+    k, m = softmax.same.shape
     if not k:
-        return dict.fromkeys(("confidence", "entropy", "probability_margin", "el2n"), softmax.log_weight)
-    scores = torch.stack([softmax.logits, softmax.logits.T]).add_(softmax.log_weight)
-    p = scores.sub_(softmax.log_total.unsqueeze(2)).exp_()  # (2, k, k)
-    first = softmax.same.to(torch.uint8).argmax(1)  # int64 (k,)
+        return dict.fromkeys(("confidence", "entropy", "probability_margin", "el2n"), softmax.log_total[0])
+    scores = torch.stack(softmax.logits).add_(softmax.log_weight)
+    p = scores.sub_(softmax.log_total.unsqueeze(2)).exp_()  # (1 or 2, k, m)
+    first = first_equal(softmax.same) if softmax.first is None else softmax.first
     outcomes = torch.zeros_like(p).scatter_add_(2, first.expand_as(p), p)
-    top = outcomes.topk(min(2, k), dim=2).values
+    top = outcomes.topk(min(2, m), dim=2).values
     return {
         "confidence": top[..., 0].mean(0),
         "entropy": -torch.xlogy(outcomes, outcomes).sum(2).mean(0),
-        "probability_margin": (top[..., 0] - (top[..., 1] if k > 1 else 0)).mean(0),
+        "probability_margin": (top[..., 0] - (top[..., 1] if m > 1 else 0)).mean(0),
         "el2n": torch.linalg.vector_norm(p.sub_(softmax.target), dim=2).mean(0),
     }
+
+
+# ------------------------------------------------------------------------------------------------------------- equal pairs, weights
 
 
 def equal_pairs(tokens: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -220,6 +303,71 @@ def equal_pairs(tokens: Tensor, labels: Tensor | None = None) -> Tensor:
     return same
 
 
+def first_equal(same: Tensor) -> Tensor:
+    """Return the first pair that says the same as each one, int64 (b,), of bool (b, b)."""
+    return same.to(torch.uint8).argmax(1)
+
+
+def pairs_of(tokens: Tensor, labels: Tensor | None, weight: Tensor, own: slice | None = None) -> Pairs:
+    """Return what a loss knows of a batch beside its features.
+
+    Parameters
+    ----------
+    tokens : int64 (m, context)
+    labels : int64 (m,) or None
+        As of :func:`equal_pairs`.
+    weight : float32 (m,)
+        Above 0.
+    own : slice, optional
+        The rows whose loss is asked for; None: all.
+    """
+    if own is None:
+        return Pairs(weight, equal_pairs(tokens, labels), None, slice(0, len(tokens)))
+    _, caption = torch.unique(tokens, dim=0, return_inverse=True)
+    same, first = caption[own].unsqueeze(1) == caption, first_of_group(caption)
+    if labels is not None:
+        same = same | ((labels[own].unsqueeze(1) == labels) & (labels >= 0))
+        by_class = first_of_group(torch.where(labels >= 0, labels, labels.amax() + 1))
+        first = torch.where(labels >= 0, torch.minimum(first, by_class), first)
+    return Pairs(weight, same, first, own)
+
+
+def first_of_group(group: Tensor) -> Tensor:
+    """Return the first position of each one's group, int64 (m,), of numbers int64 (m,) from 0."""
+    at = torch.arange(len(group), device=group.device)
+    first = torch.full((int(group.max()) + 1,), len(group), device=group.device)
+    return first.scatter_reduce_(0, group, at, "amin")[group]
+
+
+def scaled(pairs: Pairs) -> Pairs:
+    """Return the pairs with weights of mean 1."""
+    weight = pairs.weight
+    return Pairs(weight / weight.mean() if len(weight) else weight, pairs.same, pairs.first, pairs.own)
+
+
+def weighted_rows(
+    features: tuple[Tensor, Tensor], same: Tensor | None, weight: Tensor | None
+) -> tuple[Tensor, tuple[Tensor, Tensor], Pairs]:
+    """Leave out the rows of weight 0; None for ``same`` and ``weight`` is as of :func:`contrastive_loss`.
+
+    Returns
+    -------
+    kept : int64 (k,)
+    features : tuple of float32 (k, d)
+    pairs : Pairs
+    """
+    images, texts = features
+    b, device = len(images), images.device
+    weight = torch.ones(b, device=device) if weight is None else weight
+    weight = weight.to(images.dtype)
+    same = torch.eye(b, dtype=torch.bool, device=device) if same is None else same
+    kept = (weight > 0).nonzero().squeeze(1)
+    if len(kept) < b:
+        images, texts = images[kept], texts[kept]
+        same, weight = same[kept][:, kept], weight[kept]
+    return kept, (images, texts), Pairs(weight, same, None, slice(0, len(kept)))
+
+
 def _right_and_wrong(cosine: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
     if not len(cosine):
         return cosine.new_zeros(0, dtype=torch.bool), cosine.new_zeros(0)
@@ -229,5 +377,6 @@ def _right_and_wrong(cosine: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
     return correct, (right - wrong).masked_fill(wrong == -torch.inf, torch.nan)
 
 
-def _spread(values: Tensor, kept: Tensor, b: int, fill: float) -> Tensor:
+def spread(values: Tensor, kept: Tensor, b: int, fill: float) -> Tensor:
+    """Return (b,) with ``values`` at the rows ``kept`` and ``fill`` elsewhere."""
     return values if len(kept) == b else values.new_full((b,), fill).index_copy_(0, kept, values)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from coreclip.config import Config, ModelConfig
 from coreclip.pipeline import Tokenizer
 from coreclip.training.image_towers import make_image_tower
+from coreclip.training.sigmoid import first_bias
 from coreclip.training.text_towers import caption_lengths, make_text_tower
 
 END = 2  # of coreclip's own tokenizers
@@ -39,10 +40,13 @@ class Clip(nn.Module):
     ----------
     logit_scale : float32 ()
         Natural logarithm of the factor on the cosine similarities, at most ``ln 100``.
+    logit_bias : float32 () or None
+        Is added to the scaled cosines by the sigmoid loss; None, and not in the state, for other objectives.
     """
 
     mean: Tensor
     std: Tensor
+    logit_bias: nn.Parameter | None
 
     def __init__(
         self, model: ModelConfig, *, image_size: int, vocab_size: int, end: int = END, temperature: float = 0.07
@@ -53,6 +57,7 @@ class Clip(nn.Module):
         self.text_projection = nn.Linear(model.text_width, model.embed_dim, bias=False)
         nn.init.normal_(self.text_projection.weight, std=model.text_width**-0.5)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
+        self.register_parameter("logit_bias", None)
         self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1))
         self.context, self.end = model.context, end
@@ -118,13 +123,23 @@ def build_model(config: Config, *, vocab_size: int, seed: int, end: int = END) -
     """Return a freshly initialised model, a pure function of the arguments (torch's global generator is left as it was)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Clip(
+        model = Clip(
             config.model,
             image_size=config.data.image_size,
             vocab_size=vocab_size,
             end=end,
             temperature=config.train.temperature,
         )
+    set_bias(model, config)
+    return model
+
+
+def set_bias(model: Clip, config: Config) -> None:
+    """Give the model the bias that the sigmoid loss learns where it has none yet, and take it away for other objectives."""
+    if config.train.objective != "sigmoid":
+        model.logit_bias = None
+    elif model.logit_bias is None:
+        model.logit_bias = nn.Parameter(torch.tensor(first_bias(config.data.batch_size)))
 
 
 def new_model(config: Config, tokenizer: Tokenizer) -> Clip:

@@ -40,7 +40,15 @@ class Display(Protocol):
         """Tell what is under way that takes longer than a step; empty for training."""
 
 
-def make_display(*, total: int | None, usable_seconds: float, done: int, seconds: float, panel: bool | None) -> Display:
+def make_display(
+    *,
+    total: int | None,
+    usable_seconds: float,
+    done: int,
+    seconds: float,
+    panel: bool | None,
+    quiet: bool = False,
+) -> Display:
     """Return the panel, where stderr is a terminal and it is not switched off, else plain lines or a bar.
 
     Parameters
@@ -55,17 +63,19 @@ def make_display(*, total: int | None, usable_seconds: float, done: int, seconds
         That the run has taken so far.
     panel : bool or None
         None for the panel on a terminal; True asks for no more than that.
+    quiet : bool
+        Nothing is shown: another process does.
     """
-    if panel is not False and sys.stderr.isatty():
+    if not quiet and panel is not False and sys.stderr.isatty():
         return Panel(total=total, usable_seconds=usable_seconds, done=done, seconds=seconds)
-    return _Lines(total, done)
+    return _Lines(total, done, quiet=quiet)
 
 
 class _Lines:
     """:class:`Progress` as a display."""
 
-    def __init__(self, total: int | None, done: int) -> None:
-        self._progress = Progress(total, "training")
+    def __init__(self, total: int | None, done: int, *, quiet: bool) -> None:
+        self._progress = Progress(total, "training", quiet=quiet)
         self._progress.done = done
 
     def __enter__(self) -> Self:

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from coreclip.errors import CoreclipError
-from coreclip.training.loss import ContrastiveLoss
 
 _UNSEEN: dict[str, Any] = {
     "loss": np.float32(np.nan),
@@ -42,9 +42,9 @@ class SignalRecorder:
         self._current = {name: np.full(n, unseen) for name, unseen in _UNSEEN.items()}
         self._touched = False
 
-    def record(self, index: np.ndarray, result: ContrastiveLoss) -> None:
-        """Note a batch; a pair that comes twice in a pass keeps its last values."""
-        signals = result.signals()
+    def record(self, index: np.ndarray, signals: dict[str, Tensor]) -> None:
+        """Note a batch's pairs, as :meth:`coreclip.training.loss.ContrastiveLoss.signals` has them; one that comes twice in a pass
+        keeps its last values."""
         # One transfer for all of them, so that a device is waited for once.
         rows = torch.stack([signals[name].float() for name in _UNSEEN]).cpu().numpy()
         for name, row in zip(_UNSEEN, rows, strict=True):

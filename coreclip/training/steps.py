@@ -18,10 +18,12 @@ from coreclip.errors import CoreclipError
 from coreclip.pipeline import Augment, Batch, Dataset, Loader, Tokenizer, make_loader
 from coreclip.training.compiling import compile_blocks, decide_compile
 from coreclip.training.device import resolve_device
+from coreclip.training.distributed import ONE, Ranks
 from coreclip.training.ema import WeightAverage
 from coreclip.training.jest import make_selector
-from coreclip.training.loss import LEAST_ROWS, ContrastiveLoss, contrastive_loss, equal_pairs
-from coreclip.training.model import END, Clip, new_model, set_statistics_share
+from coreclip.training.loss import LEAST_ROWS
+from coreclip.training.model import END, Clip, new_model
+from coreclip.training.objectives import Objective, make_objective
 from coreclip.training.signals import SignalRecorder
 from coreclip.training.text_towers import caption_lengths
 from coreclip.training.watch import NoWatch, Watch
@@ -48,6 +50,8 @@ class Rows:
         Of a whole batch, 0 to 1.
     broken : list of int
         Indices of the batch's pairs whose image did not decode.
+    caption : int64 (b,), numpy, or None
+        Which of each pair's captions the tokens are; None: the first.
     """
 
     images: Tensor
@@ -58,6 +62,7 @@ class Rows:
     index: np.ndarray
     share: float
     broken: list[int]
+    caption: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -96,22 +101,30 @@ def check_threads(threads: int) -> None:
         )
 
 
-def training_loader(dataset: Dataset, config: Config, subset: Any, tokenizer: Tokenizer) -> Loader:
-    """Return the loader of a training run.
+def training_loader(dataset: Dataset, config: Config, subset: Any, tokenizer: Tokenizer, ranks: Ranks = ONE) -> Loader:
+    """Return the loader of a training run; with several processes, of this one's part of each batch.
 
     Raises
     ------
     CoreclipError
-        For fewer than two pairs, or a bad subset.
+        For fewer than two pairs a process, a batch that the processes can't divide, or a bad subset.
     """
-    n = dataset.n if subset is None else len(getattr(subset, "indices", subset))
-    if n < 2:
-        raise CoreclipError(f"{n} pairs to train on; a contrast needs 2 at least; take a larger subset")
+    n, size = dataset.n if subset is None else len(getattr(subset, "indices", subset)), ranks.size
+    if n < LEAST_ROWS * size:
+        where = f" on each of {size} processes" if size > 1 else ""
+        raise CoreclipError(f"{n} pairs to train on; a contrast needs 2{where} at least; take a larger subset")
+    if config.data.batch_size % size or config.data.batch_size < LEAST_ROWS * size:
+        raise CoreclipError(
+            f"data.batch_size = {config.data.batch_size} is not allowed with {size} processes: each has an equal part of it, 2 pairs "
+            "at least; change it with --set data.batch_size=VALUE"
+        )
     return make_loader(
         dataset,
         # Of other numbers of pairs, chosen later, another last batch would be lost; one of a single pair is passed over anyway.
-        drop_last=not config.reselect.every and pairs_per_pass(n, config.super_batch_size) < n,
-        batch_size=config.super_batch_size,
+        drop_last=not config.reselect.every and pairs_per_pass(n, config.super_batch_size, size) < n,
+        batch_size=config.super_batch_size // size,
+        rank=ranks.rank,
+        world_size=size,
         image_size=config.data.image_size,
         train=True,
         crop_scale=config.data.crop_scale,
@@ -128,9 +141,13 @@ def training_loader(dataset: Dataset, config: Config, subset: Any, tokenizer: To
     )
 
 
-def pairs_per_pass(n: int, batch_size: int) -> int:
-    """Return how many of ``n`` pairs a pass visits: a last batch of one is left out, it has nothing to be told from."""
-    return n - 1 if n > batch_size and n % batch_size == 1 else n
+def pairs_per_pass(n: int, batch_size: int, processes: int = 1) -> int:
+    """Return how many of ``n`` pairs a pass visits: a last batch of one is left out, it has nothing to be told from.
+
+    So is, on several processes, one that does not have two pairs for each.
+    """
+    last = n % batch_size
+    return n - last if n > batch_size and last < LEAST_ROWS * processes else n
 
 
 def labels_of(dataset: Dataset) -> Tensor | None:
@@ -152,7 +169,7 @@ def to_device(batch: Batch, labels: Tensor | None, device: torch.device, batch_s
 
     Fewer than two rows may be left: then there is nothing to be told from, and no step to take.
     """
-    broken: list[int] = batch.index[~batch.valid].tolist()
+    broken: list[int] = batch.index[~batch.valid & (batch.index >= 0)].tolist()  # -1 only fills a process's batch up
     keep = (batch.valid & (batch.weight > 0)).nonzero().squeeze(1)
     if len(keep) < len(batch.index):
         batch = replace(batch, **{name: value[keep.to(value.device)] for name, value in vars(batch).items()})
@@ -165,26 +182,20 @@ def to_device(batch: Batch, labels: Tensor | None, device: torch.device, batch_s
         index=batch.index.numpy(),
         share=len(keep) / batch_size,
         broken=broken,
+        caption=batch.caption.numpy(),
     )
 
 
-def forward(model: Clip, rows: Rows, *, bf16: bool) -> ContrastiveLoss:
-    """Return the batch's loss; under bf16 autocast where asked for."""
-    set_statistics_share(model, rows.share)
-    with torch.autocast(rows.images.device.type, torch.bfloat16, enabled=bf16):
-        images, texts, scale = model(rows.images, rows.tokens, rows.lengths)
-    return contrastive_loss(images, texts, scale, same=equal_pairs(rows.tokens, rows.labels), weight=rows.weight)
-
-
-def update(model: Clip, optimiser: torch.optim.AdamW, *, clip_norm: float, rate: float) -> None:
-    """Clip the gradient and take an optimiser step at a learning rate."""
-    nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+def update(model: Clip, optimiser: torch.optim.AdamW, *, clip_norm: float, rate: float) -> Tensor:
+    """Clip the gradient and take an optimiser step at a learning rate; returns the gradient's norm before, float32 ()."""
+    norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
     for group in optimiser.param_groups:
         group["lr"] = rate
     optimiser.step()
+    return norm
 
 
-def decide_precision(model: Clip, rows: Rows, asked: str) -> dict[str, Any]:
+def decide_precision(model: Clip, rows: Rows, asked: str, objective: Objective) -> dict[str, Any]:
     """Choose between fp32 and bf16 autocast by steps on copies of the model; returns the choice and the seconds of each."""
     if asked != "auto":
         return {"precision": asked}
@@ -193,7 +204,7 @@ def decide_precision(model: Clip, rows: Rows, asked: str) -> dict[str, Any]:
         for name in seconds:
             trial = copy.deepcopy(model)
             begin = time.perf_counter()
-            forward(trial, rows, bf16=name == "bf16").loss.backward()
+            objective.forward(trial, rows, bf16=name == "bf16")[1]()
             trial.logit_scale.grad.item()  # type: ignore[union-attr]  # waits for a CUDA device
             seconds[name] = min(seconds[name], time.perf_counter() - begin)
     gain = seconds["fp32"] / seconds["bf16"]
@@ -203,7 +214,9 @@ def decide_precision(model: Clip, rows: Rows, asked: str) -> dict[str, Any]:
     }
 
 
-def decide_speed(model: Clip, rows: Rows, config: Config, seconds_left: Callable[[float], float]) -> dict[str, Any]:
+def decide_speed(
+    model: Clip, rows: Rows, config: Config, seconds_left: Callable[[float], float], objective: Objective
+) -> dict[str, Any]:
     """Measure what makes steps faster here and say what to use.
 
     Parameters
@@ -215,18 +228,20 @@ def decide_speed(model: Clip, rows: Rows, config: Config, seconds_left: Callable
     config : Config
     seconds_left : callable
         Seconds of training that are left, given those that a step takes.
+    objective : Objective
+        Of this process alone.
 
     Returns
     -------
     dict
         As of :func:`decide_precision` and :func:`coreclip.training.compiling.decide_compile`.
     """
-    precision = decide_precision(model, rows, config.train.precision)
+    precision = decide_precision(model, rows, config.train.precision, objective)
     trial = copy.deepcopy(model)
 
     def step() -> None:
         trial.zero_grad(set_to_none=True)
-        forward(trial, rows, bf16=precision["precision"] == "bf16").loss.backward()
+        objective.forward(trial, rows, bf16=precision["precision"] == "bf16")[1]()
         trial.logit_scale.grad.item()  # type: ignore[union-attr]  # waits for a CUDA device
 
     compiling = decide_compile(
@@ -270,6 +285,7 @@ def make_step(
     model = new_model(config, tokenizer).to(target).train()
     optimiser, labels = make_optimiser(model, config), labels_of(dataset)
     average = WeightAverage(model, config.train.ema) if config.train.ema else None
+    objective = make_objective(dataset, config, tokenizer)
     jest = make_selector(dataset, config, tokenizer, target)
     # Never written, since no pass ends.
     signals = SignalRecorder(Path("signals"), dataset.n) if config.train.signals else None
@@ -277,7 +293,7 @@ def make_step(
     first = next((rows for rows in batches if len(rows.index) >= LEAST_ROWS), None)
     if first is None:
         raise no_usable_batch()
-    decisions = decide_speed(model, first, config, lambda seconds: 0.0)
+    decisions = decide_speed(model, first, config, lambda seconds: 0.0, objective)
     precision = decisions["precision"]
     if decisions["compile"]:
         compile_blocks(model)
@@ -291,14 +307,14 @@ def make_step(
             with watched.stage("select"):
                 rows = jest.choose(model, rows, jest.wanted(len(batch.index)), step=0, bf16=precision == "bf16")
         with watched.stage("forward"):
-            result = forward(model, rows, bf16=precision == "bf16")
+            result, backward = objective.forward(model, rows, bf16=precision == "bf16")
             result.loss.item()
         with watched.stage("metrics"):
             if signals is not None:
-                signals.record(rows.index, result)
+                signals.record(rows.index, result.signals())
         with watched.stage("backward"):
             optimiser.zero_grad(set_to_none=True)
-            result.loss.backward()
+            backward()
         with watched.stage("optimiser"):
             update(model, optimiser, clip_norm=config.train.clip_norm, rate=config.train.lr)
             if average is not None:

@@ -1,7 +1,8 @@
 """Train a compact CLIP on a data set, or on a weighted subset of it: one function, read from top to bottom.
 
 After big_vision's ``train.py`` in form. The budget is time, samples or epochs; a run that was interrupted goes on where its last
-checkpoint was, bit for bit where the budget is samples or epochs. Left out: several devices, gradient accumulation.
+checkpoint was, bit for bit where the budget is samples or epochs. Several processes
+(``torchrun``) go through it side by side; :mod:`coreclip.training.distributed` has what they exchange.
 """
 
 import collections
@@ -27,11 +28,13 @@ from coreclip.pipeline import Batch, Dataset, Loader, Tokenizer
 from coreclip.training.ahead import AheadOnDevice
 from coreclip.training.compiling import compile_blocks
 from coreclip.training.device import resolve_device
+from coreclip.training.distributed import Ranks, cut, processes
 from coreclip.training.ema import WeightAverage
 from coreclip.training.jest import JestSelector, make_selector
 from coreclip.training.logs import MetricsLog, summary_writer
 from coreclip.training.loss import LEAST_ROWS
-from coreclip.training.model import Clip, new_model
+from coreclip.training.model import Clip, new_model, set_bias
+from coreclip.training.objectives import Objective, make_objective
 from coreclip.training.panel import make_display
 from coreclip.training.reselection import Reselector, make_reselector
 from coreclip.training.resolution import GrowingImages
@@ -40,7 +43,6 @@ from coreclip.training.signals import SignalRecorder
 from coreclip.training.steps import (
     check_threads,
     decide_speed,
-    forward,
     labels_of,
     make_optimiser,
     no_usable_batch,
@@ -63,6 +65,7 @@ from coreclip.training.validation import Validator, check_validation
 from coreclip.training.watch import NoWatch, Watch
 
 _METRICS_SECONDS = 1.0
+_LEAST_TOLD_FLOOR = 0.05
 _LOSS_WINDOW = 32  # steps over which the reported loss is averaged
 
 
@@ -121,6 +124,7 @@ def train(
     validation: Dataset | None = None,
     tensorboard: bool = False,
     panel: bool | None = None,
+    ranks: Ranks | None = None,
 ) -> TrainReport:
     """Train a model and write it to ``run``.
 
@@ -152,6 +156,9 @@ def train(
         Whether the numbers of ``metrics.jsonl`` also go to ``RUN/tensorboard``.
     panel : bool, optional
         Whether a panel shows the run where stderr is a terminal; None shows it there.
+    ranks : Ranks, optional
+        The processes that share the run, which each make this call; the first one writes it. None: those that ``torchrun`` has
+        started, else this one alone.
 
     Returns
     -------
@@ -160,93 +167,108 @@ def train(
     Raises
     ------
     CoreclipError
-        For a bad budget, device, subset or run folder, another run's settings, a loss that is not finite, or TensorBoard where it is
-        not installed.
+        For a bad budget, device, subset or run folder, another run's settings, a loss or gradient that is not finite, TensorBoard
+        where it is not installed, or a process of several that has ended.
     """
     started = time.monotonic() if started is None else started
     config = Config() if config is None else config
     budget = Budget(minutes=minutes, samples=samples, epochs=epochs)
-    target_device = resolve_device(device)
     watch = NoWatch() if watch is None else watch
     run = Path(run)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(lock(run))
+        if ranks is None:
+            ranks = stack.enter_context(processes(device))
+        target_device = resolve_device(device) if ranks.device is None else ranks.device
+        if ranks.is_first:
+            stack.enter_context(lock(run))
         stack.enter_context(_torch_threads(threads))
         stack.enter_context(torch.random.fork_rng(devices=[]))
         torch.manual_seed(config.train.seed)
 
         # The run: what is asked for, what is there already.
         model, tokenizer = _first_model(dataset, config, init_from)
-        pairs = training_loader(dataset, config, subset, tokenizer)
+        _check_processes(ranks, config)
+        pairs = training_loader(dataset, config, subset, tokenizer, ranks)
+        objective = make_objective(dataset, config, tokenizer, ranks)
         jest = make_selector(dataset, config, tokenizer, target_device)
         reselector = make_reselector(run, dataset, config, tokenizer, subset, target_device)
         if validation is not None:
             check_validation(validation, dataset)
         if tensorboard:
             summary_writer()  # a missing package is told of before there is a run
-        record = open_run(run, _asked(dataset, config, budget, subset, init_from, jest), config, tokenizer)
+        asked = _asked(dataset, config, budget, subset, init_from, jest, objective)
+        record = ranks.once(lambda: open_run(run, asked, config, tokenizer))
         if record["finished"]:
             return TrainReport(**record["report"])
         labels = labels_of(dataset)
         model.to(target_device).train()
         optimiser = make_optimiser(model, config)
-        signals = SignalRecorder(run / "signals", dataset.n) if config.train.signals else None
+        signals = SignalRecorder(run / "signals", dataset.n) if config.train.signals and ranks.is_first else None
         average = WeightAverage(model, config.train.ema) if config.train.ema else None
         validator = None if validation is None else Validator(validation, config, tokenizer, target_device)
-        total = budget.total_samples(pairs_per_pass(pairs.n_samples, pairs.batch_size))
+        total = budget.total_samples(pairs_per_pass(pairs.n_samples, config.super_batch_size, ranks.size))
         usable_seconds = budget.usable_seconds()
-        state = load_checkpoint(run)
+        state = ranks.once(lambda: load_checkpoint(run))
         place = _Place()
         if state is not None:
             place = _restore(state, model, optimiser, pairs, signals, average, reselector)
-        cut_metrics(run / "metrics.jsonl", place.step if state is not None else -1)
-        drop_weights(run, place.step)
+        if ranks.is_first:
+            cut_metrics(run / "metrics.jsonl", place.step if state is not None else -1)
+            drop_weights(run, place.step)
 
         # The loop.
         clock = _Clock(started - place.seconds)
         losses = collections.deque(place.losses, maxlen=_LOSS_WINDOW)
-        saved_at = logged_at = clock.seconds()
+        saved_at = logged_at = ranks.first(clock.seconds())
         logged_samples = place.samples_seen
         step_seconds = cycle_seconds = wait_seconds = 0.0
-        stop = stack.enter_context(_interrupts())
+        stop = stack.enter_context(_interrupts(second=ranks.size == 1))
         display = make_display(
-            total=total, usable_seconds=usable_seconds, done=place.samples_seen, seconds=clock.seconds(), panel=panel
+            total=total,
+            usable_seconds=usable_seconds,
+            done=place.samples_seen,
+            seconds=clock.seconds(),
+            panel=panel,
+            quiet=not ranks.is_first,
         )
-        log = stack.enter_context(MetricsLog(run, place.step, display, tensorboard=tensorboard))
+        log = stack.enter_context(
+            MetricsLog(run, place.step, display, tensorboard=tensorboard, quiet=not ranks.is_first)
+        )
         if validator is not None and not place.evaluations:
-            _evaluate(validator, model, average, place, log)
+            place = _evaluate(ranks, validator, model, average, place, log)
         end_seconds = _end_seconds(usable_seconds, place)
         growth = GrowingImages(
             pairs,
             config.data.sizes,
             delivered=place.delivered,
-            count=lambda batch: _wanted(batch, jest),
+            count=lambda batch: _wanted(len(batch.index), jest),
             used=lambda delivered: clock.seconds() / end_seconds if total is None else delivered / total,
         )
         loader = AheadOnDevice(pairs, target_device, through=growth)
         if not place.finished:
             _reselect(reselector, model, loader, growth, place, end_seconds - clock.seconds(), log)
-        is_compiled = False
+        is_compiled, last = False, _LastGradient()
         ready = clock.seconds()
         for batch in watch.iterate("wait", () if place.finished else _batches(loader)):
-            begin = clock.seconds()
+            begin, ready, delivered = ranks.begin_step(clock.seconds(), ready, batch.index)  # pairs, of each process
             wait_seconds += begin - ready
-            wanted = _wanted(batch, jest)
+            wanted = _wanted(sum(delivered), jest)
             place.delivered += wanted
             if total is not None and place.samples_seen + wanted > total:
-                wanted = max(total - place.samples_seen, 2)
+                wanted = max(total - place.samples_seen, LEAST_ROWS * ranks.size)
                 if jest is None:
-                    batch = _first_rows(batch, wanted)
+                    batch = _first_rows(batch, cut(delivered, wanted, LEAST_ROWS)[ranks.rank])
             if total is None:
                 fraction = (begin + step_seconds / 2) / end_seconds
             else:
                 fraction = (place.samples_seen + wanted / 2) / total
             with watch.stage("transfer"):
-                rows = to_device(batch, labels, target_device, config.data.batch_size, end=model.end)
+                rows = to_device(batch, labels, target_device, config.data.batch_size // ranks.size, end=model.end)
             if rows.broken and not place.broken:
                 _report_broken(rows.broken)
-            place.broken += len(rows.broken)
-            if len(rows.index) < LEAST_ROWS:
+            least, broken = ranks.least_and_broken(len(rows.index), len(rows.broken))
+            place.broken += broken
+            if least < LEAST_ROWS:
                 place.skipped += 1
                 if place.skipped >= 2 * len(loader):  # so a whole pass at least
                     raise no_usable_batch()
@@ -257,8 +279,9 @@ def train(
             place.skipped = 0
             if "precision" not in record["decisions"]:
                 left = _seconds_left(total, usable_seconds - clock.seconds(), config.data.batch_size)
-                record["decisions"] = decide_speed(model, rows, config, left)
-                write_json(run / "run.json", record)
+                record["decisions"] = ranks.first(decide_speed(model, rows, config, left, objective.alone()))
+                if ranks.is_first:
+                    write_json(run / "run.json", record)
             if record["decisions"].get("compile") and not is_compiled:
                 compile_blocks(model)
                 is_compiled = True
@@ -268,20 +291,27 @@ def train(
                     place.scored += len(rows.index)
                     rows = jest.choose(model, rows, wanted, step=place.step, bf16=bf16)
 
+            ranks.reseed(config.train.seed, place.step)
             with watch.stage("forward"):
-                result = forward(model, rows, bf16=bf16)
+                result, backward = objective.forward(model, rows, bf16=bf16, step=place.step)
                 loss = result.loss.item()
+            last.check(ranks)
             if not math.isfinite(loss):
-                _refuse_loss(loss, place.step, rows.index)
+                _refuse_not_finite("the loss", loss, place.step, ranks.indices(rows.index))
+            if place.step == 0 and ranks.is_first and result.floor.item() > _LEAST_TOLD_FLOOR:
+                _report_floor(result.floor.item())
             with watch.stage("metrics"):  # before the backward pass: a device is waited for once
-                if signals is not None:
-                    signals.record(rows.index, result)
+                if config.train.signals:
+                    index, found = ranks.signals(rows.index, result)
+                    if signals is not None:
+                        signals.record(index, found)
             with watch.stage("backward"):
                 optimiser.zero_grad(set_to_none=True)
-                result.loss.backward()
+                backward()
             with watch.stage("optimiser"):
                 rate = learning_rate(config.train.lr, config.train.warmup, step=place.step, fraction=fraction)
-                update(model, optimiser, clip_norm=config.train.clip_norm, rate=rate)
+                norm = update(model, optimiser, clip_norm=config.train.clip_norm, rate=rate)
+                last = _LastGradient(norm, place.step, rows.index)
                 if average is not None:
                     average.update(place.step + 1)
 
@@ -289,17 +319,18 @@ def train(
             place.samples_seen += wanted
             losses.append(loss)
             _end_batch(place, loader, signals)
-            now = clock.seconds()
+            now, stopped = ranks.end_step(clock.seconds(), stop.is_set())
             step_seconds = (step_seconds + now - begin) / 2
             cycle_seconds = (cycle_seconds + now - ready) / 2
             finished = place.samples_seen >= total if total is not None else now + cycle_seconds >= end_seconds
             used = place.samples_seen / total if total is not None else now / end_seconds
-            interrupted = stop.is_set() and not finished
+            interrupted = stopped and not finished
             if not (finished or interrupted):
                 _reselect(reselector, model, loader, growth, place, end_seconds - now, log)
             if validator is not None and (finished or parts_passed(used, config.train.evaluate_every) > place.parts):
                 place.parts = parts_passed(used, config.train.evaluate_every)
-                _evaluate(validator, model, average, place, log)
+                last.check(ranks)
+                place = _evaluate(ranks, validator, model, average, place, log)
                 end_seconds = _end_seconds(usable_seconds, place)
             with watch.stage("logging"):
                 display.advance(wanted, loss)
@@ -320,17 +351,24 @@ def train(
                         line["scored"] = place.scored
                     if config.data.sizes:
                         line["image_size"] = batch.images.shape[-1]
+                    if model.logit_bias is not None:
+                        line["logit_bias"] = model.logit_bias.item()
                     log.write(line)
                     logged_at, logged_samples, wait_seconds = now, place.samples_seen, 0.0
                 due = math.floor(config.train.checkpoints * min(used, 1.0) + 0.5)
+                saves = interrupted or (not finished and now - saved_at >= config.train.checkpoint_seconds)
+                if saves or finished or due > place.kept:
+                    last.check(ranks)  # no weights are written that a bad gradient has spoiled
                 if due > place.kept:
-                    keep_weights(run, model, step=place.step, learning_rate=rate)
+                    if ranks.is_first:
+                        keep_weights(run, model, step=place.step, learning_rate=rate)
                     place.kept = due
-                if interrupted or (not finished and now - saved_at >= config.train.checkpoint_seconds):
+                if saves:
                     place.seconds, place.losses = clock.seconds(), list(losses)
                     log.flush()
-                    save_checkpoint(run, _state(place, model, optimiser, loader, signals, average))
-                    saved_at = clock.seconds()
+                    if ranks.is_first:
+                        save_checkpoint(run, _state(place, model, optimiser, loader, signals, average))
+                    saved_at = ranks.first(clock.seconds())  # the others wait: torchrun ends all when one has ended
             watch.step(wanted)
             if interrupted:
                 raise KeyboardInterrupt
@@ -343,10 +381,12 @@ def train(
             signals.end_pass()
         place.seconds, place.losses, place.finished = clock.seconds(), list(losses), True
         log.flush()
-        save_checkpoint(run, _state(place, model, optimiser, loader, signals, average))
+        if ranks.is_first:
+            save_checkpoint(run, _state(place, model, optimiser, loader, signals, average))
         stack.enter_context(_averaged(average))
         _check_weights(model)
-        save_weights(run / "model.safetensors", model)
+        if ranks.is_first:
+            save_weights(run / "model.safetensors", model)
         seconds = clock.seconds()
         report = TrainReport(
             steps=place.step,
@@ -361,10 +401,11 @@ def train(
             evaluation_seconds=place.evaluation_seconds,
             best_step=place.best_step,
         )
-        write_json(
-            run / "run.json",
-            record | {"finished": True, "report": asdict(report), "logit_scale": model.logit_scale.item()},
-        )
+        if ranks.is_first:
+            write_json(
+                run / "run.json",
+                record | {"finished": True, "report": asdict(report), "logit_scale": model.logit_scale.item()},
+            )
         return report
 
 
@@ -382,7 +423,26 @@ def _first_model(dataset: Dataset, config: Config, init_from: str | Path | None)
             f"run {init_from} has another model or image size than the configuration asks for; a start needs the same; "
             f"use --config {Path(init_from) / 'config.toml'}"
         )
+    set_bias(model, config)
     return model, tokenizer
+
+
+def _check_processes(ranks: Ranks, config: Config) -> None:
+    """Refuse what several processes can't do together."""
+    if ranks.size == 1:
+        return
+    reasons = {
+        f"jest.keep = {config.jest.keep}": config.jest.keep < 1
+        and "rows are chosen among a whole batch, which no process has",
+        f"reselect.every = {config.reselect.every}": config.reselect.every and "pairs are chosen by one process",
+        f"data.sizes = {config.data.sizes}": config.data.sizes
+        and "each process would choose the size by its own clock",
+    }
+    for name, reason in reasons.items():
+        if reason:
+            raise CoreclipError(
+                f"{name} is not allowed with {ranks.size} processes: {reason}; leave it out, or train in one process"
+            )
 
 
 def _asked(
@@ -392,15 +452,21 @@ def _asked(
     subset: Any,
     init_from: str | Path | None,
     jest: JestSelector | None,
+    objective: Objective,
 ) -> dict[str, Any]:
     """All that decides the result, as JSON values."""
-    return ({} if jest is None else {"jest_reference": jest.sha256}) | {
-        "fingerprint": dataset.fingerprint,
-        "config": config_to_table(config),
-        "budget": {name: value for name, value in asdict(budget).items() if value is not None},
-        "subset": _subset_provenance(subset),
-        "init_from": None if init_from is None else sha256_file(Path(init_from) / "model.safetensors"),
-    }
+    teacher = {} if objective.teacher is None else {"distill_features": objective.teacher.sha256}
+    return (
+        ({} if jest is None else {"jest_reference": jest.sha256})
+        | teacher
+        | {
+            "fingerprint": dataset.fingerprint,
+            "config": config_to_table(config),
+            "budget": {name: value for name, value in asdict(budget).items() if value is not None},
+            "subset": _subset_provenance(subset),
+            "init_from": None if init_from is None else sha256_file(Path(init_from) / "model.safetensors"),
+        }
+    )
 
 
 def _subset_provenance(subset: Any) -> dict[str, Any]:
@@ -432,8 +498,11 @@ def _torch_threads(threads: int | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into an event that the loop looks at between two steps; a second one interrupts at once."""
+def _interrupts(*, second: bool) -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into an event that the loop looks at between two steps; a ``second`` one interrupts at once.
+
+    ``torchrun`` passes a terminal's Ctrl-C on to processes that have had it already: they do without the second one.
+    """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event  # signals reach the main thread only
@@ -442,7 +511,8 @@ def _interrupts() -> Iterator[threading.Event]:
 
     def note(number: int, frame: object) -> None:
         event.set()
-        signal.signal(signal.SIGINT, before)
+        if second:
+            signal.signal(signal.SIGINT, before)
 
     signal.signal(signal.SIGINT, note)
     try:
@@ -469,9 +539,9 @@ def _batches(loader: AheadOnDevice) -> Iterator[Batch]:
         yield from loader
 
 
-def _wanted(batch: Batch, jest: JestSelector | None) -> int:
-    """Return how many pairs of a batch are to be trained on."""
-    return len(batch.index) if jest is None else jest.wanted(len(batch.index))
+def _wanted(delivered: int, jest: JestSelector | None) -> int:
+    """Return how many of the pairs of a batch are to be trained on."""
+    return delivered if jest is None else jest.wanted(delivered)
 
 
 def _end_batch(place: "_Place", loader: AheadOnDevice, signals: SignalRecorder | None) -> None:
@@ -494,13 +564,16 @@ def _averaged(average: WeightAverage | None) -> contextlib.AbstractContextManage
 
 
 def _evaluate(
+    ranks: Ranks,
     validator: Validator,
     model: Clip,
     average: WeightAverage | None,
     place: "_Place",
     log: MetricsLog,
-) -> None:
-    """Measure the model, or its average, and note the result."""
+) -> "_Place":
+    """Measure the model, or its average, in the first process, and note the result in the place that is returned to all."""
+    if not ranks.is_first:
+        return ranks.first(place)
     log.display.say("evaluating")
     with _averaged(average):
         result = validator.measure(model)
@@ -516,6 +589,7 @@ def _evaluate(
     }
     log.write(line)
     log.display.say("")
+    return ranks.first(place)
 
 
 def _reselect(
@@ -557,10 +631,24 @@ def _first_rows(batch: Batch, n: int) -> Batch:
     return replace(batch, **{name: value[:n] for name, value in vars(batch).items()})
 
 
-def _refuse_loss(loss: float, step: int, index: np.ndarray) -> None:
+@dataclass(frozen=True)
+class _LastGradient:
+    """The norm of the gradient of the last step, to be looked at when the device has been waited for anyway."""
+
+    norm: torch.Tensor | None = None
+    step: int = 0
+    index: np.ndarray | None = None
+
+    def check(self, ranks: Ranks) -> None:
+        """Refuse one that is not finite."""
+        if self.norm is not None and self.index is not None and not math.isfinite(norm := self.norm.item()):
+            _refuse_not_finite("the gradient's norm", norm, self.step, ranks.indices(self.index))
+
+
+def _refuse_not_finite(what: str, value: float, step: int, index: np.ndarray) -> None:
     shown = ", ".join(map(str, index[:8].tolist())) + (", ..." if len(index) > 8 else "")
     raise CoreclipError(
-        f"the loss is {loss} at step {step} (batch with the indices {shown}); a run needs finite losses; "
+        f"{what} is {value} at step {step} (batch with the indices {shown}); a run needs finite ones; "
         "train into another folder with a lower train.lr, or with train.precision=fp32"
     )
 
@@ -571,6 +659,14 @@ def _check_weights(model: Clip) -> None:
             "the weights are not finite after the last step; a model needs finite ones; train into another folder with a lower "
             "train.lr, or with train.precision=fp32"
         )
+
+
+def _report_floor(floor: float) -> None:
+    print(
+        f"coreclip: the loss cannot fall below about {floor:.2f} on these batches: captions or classes repeat, and equal pairs share "
+        'their target (metrics.jsonl has each batch\'s "floor")',
+        file=sys.stderr,
+    )
 
 
 def _report_broken(indices: list[int]) -> None:

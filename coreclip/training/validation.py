@@ -1,20 +1,19 @@
 """How well the model under way retrieves on held-out pairs, measured between two steps.
 
-The ranks, the groups of equal texts and the recall are :mod:`coreclip.training.evaluation`'s; the images are decoded once and the
+The ranks, the groups of what is equal and the recalls are :mod:`coreclip.training.ranking`'s; the images are decoded once and the
 texts encoded as tokens once, so that an evaluation costs the two towers' passes alone. Left out: classification, and early stopping.
 """
 
 import time
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from coreclip.config import Config
 from coreclip.errors import CoreclipError
 from coreclip.pipeline import Dataset, Tokenizer, make_loader
-from coreclip.training.evaluation import RECALL_AT, best_ranks, recall_at, text_groups
 from coreclip.training.model import Clip
+from coreclip.training.ranking import image_groups, retrieval_recalls, text_groups
 
 _ROWS = 512
 _MOST_RESIDENT_BYTES = 1 << 30
@@ -47,11 +46,10 @@ class Validator:
             tokenizer=tokenizer,
             resident=3 * dataset.n * size**2 <= _MOST_RESIDENT_BYTES,
         )
-        texts, offsets = dataset.all_captions()
-        self._groups, unique = text_groups(texts)
-        self._tokens = torch.from_numpy(tokenizer.encode(unique, config.model.context))
-        owners = np.repeat(np.arange(dataset.n), np.diff(offsets))
-        self._right = np.unique(np.stack([owners, self._groups]), axis=1)  # int64 (2, entries): image, text
+        texts, self._offsets = dataset.all_captions()
+        self._text_groups, first = text_groups(texts)
+        self._tokens = torch.from_numpy(tokenizer.encode([texts[i] for i in first.tolist()], config.model.context))
+        self._image_groups, self._first_images = image_groups(dataset.metadata("content_hash"))
 
     @torch.no_grad()
     def measure(self, model: Clip) -> dict[str, float]:
@@ -66,17 +64,10 @@ class Validator:
         """
         begin = time.monotonic()
         model.eval()
-        images, texts = self._images(model), self._texts(model)
+        images, texts = self._images(model)[torch.from_numpy(self._first_images)], self._texts(model)
         model.train()
-        counts = np.bincount(self._groups)
-        ranks = {
-            "image_to_text": (best_ranks(images, texts, self._right, counts), None),
-            "text_to_image": (best_ranks(texts, images, self._right[::-1]), counts),
-        }
-        result = {
-            f"{way}_recall_at_{k}": recall_at(places, k, weights)
-            for way, (places, weights) in ranks.items() for k in RECALL_AT
-        }  # fmt: skip
+        found = retrieval_recalls(images, texts, self._image_groups, self._text_groups, self._offsets)
+        result = {name: value for name, value in found.items() if "_recall_at_" in name}
         result["mean_recall"] = sum(result.values()) / len(result)
         result["seconds"] = time.monotonic() - begin
         return result
@@ -85,11 +76,11 @@ class Validator:
         rows = []
         for batch in self._loader:
             batch.check_decoded(self._dataset)
-            rows.append(model.encode_image(batch.images.to(self._device)))
+            rows.append(model.encode_image(batch.images.to(self._device)).cpu())
         return torch.cat(rows)
 
     def _texts(self, model: Clip) -> Tensor:
-        return torch.cat([model.encode_text(tokens.to(self._device)) for tokens in self._tokens.split(_ROWS)])
+        return torch.cat([model.encode_text(tokens.to(self._device)).cpu() for tokens in self._tokens.split(_ROWS)])
 
 
 def check_validation(dataset: Dataset, training: Dataset) -> None:

@@ -20,6 +20,7 @@ from coreclip.errors import CoreclipError
 from coreclip.files import lock
 from coreclip.training import ClipModel, train
 from coreclip.training.model import build_model
+from coreclip.training.objectives import make_objective
 from coreclip.training.schedule import Budget, learning_rate
 from coreclip.training.signals import SignalRecorder
 from coreclip.training.steps import Rows, decide_precision
@@ -420,6 +421,7 @@ def test_a_start_from_another_run_takes_its_weights_and_tokenizer(data, tmp_path
 
 def test_the_choice_of_precision_leaves_the_model_alone_and_is_kept(data, tmp_path):
     model = build_model(CONFIG, vocab_size=300, seed=0)
+    objective = make_objective(data, CONFIG, data.tokenizer())
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     tokens = torch.tensor([[1, 9, 8, 2], [1, 7, 2, 0]])
     rows = Rows(
@@ -432,11 +434,11 @@ def test_the_choice_of_precision_leaves_the_model_alone_and_is_kept(data, tmp_pa
         1.0,
         [],
     )
-    decision = decide_precision(model, rows, "auto")
+    decision = decide_precision(model, rows, "auto", objective)
     assert set(decision["precision_seconds_per_step"]) == {"fp32", "bf16"}
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert model.logit_scale.grad is None
-    assert decide_precision(model, rows, "bf16") == {"precision": "bf16"}
+    assert decide_precision(model, rows, "bf16", objective) == {"precision": "bf16"}
 
     with pytest.raises(Stop):
         train(data, tmp_path / "run", config=settings(precision="auto"), samples=15, watch=StopAfter(1))
