@@ -369,7 +369,13 @@ class Config:
         return max(self.data.batch_size, round(self.data.batch_size / self.jest.keep))
 
 
-def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), *, preset: str | None = None) -> Config:
+def load_config(
+    path: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    preset: str | None = None,
+    start: Config | None = None,
+) -> Config:
     """Read a configuration.
 
     Parameters
@@ -380,13 +386,17 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), *
         ``"train.lr=1e-3"``; the later one wins.
     preset : str, optional
         One of :data:`coreclip.presets.PRESETS`; the file and the overrides change it.
+    start : Config, optional
+        Of the model that training starts from: its model and image size take the place of the defaults.
 
     Raises
     ------
     CoreclipError
         For a file that can't be read, an unknown section or key, a wrong type, a value out of range.
     """
-    table: dict[str, Any] = {} if preset is None else preset_table(preset)
+    table: dict[str, Any] = {} if start is None else _shape_of(start)
+    if preset is not None:
+        table = _merged(table, preset_table(preset))
     if path is not None:
         try:
             given = tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -398,6 +408,11 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), *
     for override in overrides:
         _apply_override(table, override)
     return config_from_table(table)
+
+
+def _shape_of(config: Config) -> dict[str, Any]:
+    table = config_to_table(config)
+    return {"model": table["model"], "data": {"image_size": table["data"]["image_size"]}}
 
 
 def _merged(table: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

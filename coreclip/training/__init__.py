@@ -9,11 +9,14 @@ if TYPE_CHECKING:
     from coreclip.training.device import resolve_device
     from coreclip.training.evaluation import evaluate, recall_at
     from coreclip.training.features import EmbedReport, embed
+    from coreclip.training.hf import save_hf
     from coreclip.training.jest import jest_rows
     from coreclip.training.loss import contrastive_loss
     from coreclip.training.model import Clip, build_model
+    from coreclip.training.open_clip import save_open_clip
     from coreclip.training.retrieval import search
     from coreclip.training.steps import MeasuredStep, make_step
+    from coreclip.training.store import config_of
     from coreclip.training.trainer import TrainReport, train
     from coreclip.training.watch import Watch
 
@@ -26,6 +29,7 @@ _MODULES = {
     "Watch": "watch",
     "build_model": "model",
     "checkpoint_signals": "attribution",
+    "config_of": "store",
     "contrastive_loss": "loss",
     "embed": "features",
     "evaluate": "evaluation",
@@ -35,6 +39,8 @@ _MODULES = {
     "make_step": "steps",
     "recall_at": "evaluation",
     "resolve_device": "device",
+    "save_hf": "hf",
+    "save_open_clip": "open_clip",
     "search": "retrieval",
     "train": "trainer",
 }
@@ -48,6 +54,7 @@ __all__ = [
     "Watch",
     "build_model",
     "checkpoint_signals",
+    "config_of",
     "contrastive_loss",
     "embed",
     "evaluate",
@@ -57,6 +64,8 @@ __all__ = [
     "make_step",
     "recall_at",
     "resolve_device",
+    "save_hf",
+    "save_open_clip",
     "search",
     "train",
 ]

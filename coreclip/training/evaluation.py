@@ -19,6 +19,7 @@ from coreclip.pipeline import Dataset
 from coreclip.randomness import permutation
 from coreclip.training.clip_model import ClipModel
 from coreclip.training.features import image_features
+from coreclip.training.pretrained import is_pretrained
 from coreclip.training.store import read_record
 
 RECALL_AT = (1, 5, 10)
@@ -53,7 +54,7 @@ def evaluate(
     Parameters
     ----------
     run : path
-        A finished run; its own tokenizer reads the captions.
+        A finished run, or a checkpoint of another tool; its own tokenizer reads the captions.
     dataset : Dataset
     templates : sequence of str
         Prompts with ``{}`` for the class name; a class is the normalised mean of its prompts' features.
@@ -73,7 +74,7 @@ def evaluate(
         ``image_to_text_recall_at_1`` (5, 10), ``text_to_image_recall_at_1`` (5, 10): fractions; each with ``..._chance_at_...``, what a
         random order reaches. ``zero_shot_accuracy`` and ``linear_probe_accuracy`` with ``zero_shot_chance`` and
         ``linear_probe_chance`` (the commonest class); None where they do not apply. ``pairs``, ``captions``, and
-        ``trained_on_this_data``.
+        ``trained_on_this_data`` (None where a checkpoint of another tool does not say).
 
     Raises
     ------
@@ -90,7 +91,7 @@ def evaluate(
     result: dict[str, Any] = {
         "pairs": dataset.n,
         "captions": len(texts),
-        "trained_on_this_data": read_record(Path(run))["asked"]["fingerprint"] == dataset.fingerprint,
+        "trained_on_this_data": _trained_on(run, dataset),
     }
     result |= _retrieval(clip, images, texts, offsets)
     zero_shot: dict[str, Any] = {"zero_shot_accuracy": None, "zero_shot_chance": None}
@@ -102,6 +103,11 @@ def evaluate(
         accuracy, chance = linear_probe_accuracy(images.cpu().numpy(), labels, seed=seed)
         probe = {"linear_probe_accuracy": accuracy, "linear_probe_chance": chance}
     return result | zero_shot | probe
+
+
+def _trained_on(run: str | Path, dataset: Dataset) -> bool | None:
+    """Whether a run was trained on a data set; None for a checkpoint of another tool, which does not say."""
+    return None if is_pretrained(run) else read_record(Path(run))["asked"]["fingerprint"] == dataset.fingerprint
 
 
 def _check_classes(

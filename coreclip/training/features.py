@@ -18,6 +18,7 @@ from coreclip.files import atomic_path, check_free_disk, lock, read_json, sha256
 from coreclip.pipeline import Dataset, make_loader
 from coreclip.progress import Progress
 from coreclip.training.clip_model import ClipModel
+from coreclip.training.store import weights_file
 
 FORMAT_VERSION = 1
 _FILES = {"image.npy", "text.npy", "captions.npy", "offsets.npy", "features.json"}
@@ -61,7 +62,7 @@ def embed(
     features : path
         Output folder.
     model : path
-        A finished run; its own tokenizer reads the captions.
+        A finished run, or a checkpoint of another tool; its own tokenizer reads the captions.
     batch_size, workers : int
         Of the image loader.
     device : {"cpu", "cuda", "auto"}
@@ -94,7 +95,7 @@ def embed(
                 "format_version": FORMAT_VERSION,
                 "n": dataset.n,
                 "dim": clip.dim,
-                "model": {"run": str(model), "sha256": sha256_file(Path(model) / "model.safetensors")},
+                "model": {"run": str(model), "sha256": sha256_file(weights_file(model))},
                 "logit_scale": float(np.exp(clip.logit_scale)),
                 "fingerprint": dataset.fingerprint,
                 "tokenizer_sha256": clip.tokenizer.sha256,

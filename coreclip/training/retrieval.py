@@ -19,7 +19,7 @@ def search(
     Parameters
     ----------
     run : path
-        A finished run.
+        A finished run, or a checkpoint of another tool.
     dataset : Dataset
     query : str
     top : int

@@ -124,6 +124,7 @@ def training_loader(dataset: Dataset, config: Config, subset: Any, tokenizer: To
         workers=config.data.workers,
         seed=config.train.seed,
         tokenizer=tokenizer,
+        context=config.model.context,
         resident=config.data.resident,
     )
 

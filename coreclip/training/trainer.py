@@ -33,6 +33,7 @@ from coreclip.training.logs import MetricsLog, summary_writer
 from coreclip.training.loss import LEAST_ROWS
 from coreclip.training.model import Clip, new_model
 from coreclip.training.panel import make_display
+from coreclip.training.positions import with_image_size
 from coreclip.training.reselection import Reselector, make_reselector
 from coreclip.training.resolution import GrowingImages
 from coreclip.training.schedule import Budget, learning_rate, parts_passed
@@ -58,6 +59,7 @@ from coreclip.training.store import (
     open_run,
     save_checkpoint,
     save_weights,
+    weights_file,
 )
 from coreclip.training.validation import Validator, check_validation
 from coreclip.training.watch import NoWatch, Watch
@@ -143,7 +145,8 @@ def train(
     watch : Watch, optional
         Is told the stages of each step: wait, transfer, (with jest) select, forward, backward, optimiser, metrics, logging.
     init_from : path, optional
-        A finished run whose weights and tokenizer are the start.
+        A finished run, or a checkpoint of another tool, whose weights and tokenizer are the start. The configuration's model must
+        be its own (:func:`coreclip.training.config_of`); with another image size the positions are interpolated.
     started : float, optional
         ``time.monotonic()`` at the start of the command; None for now.
     validation : Dataset, optional
@@ -377,11 +380,14 @@ def _first_model(dataset: Dataset, config: Config, init_from: str | Path | None)
         tokenizer = dataset.tokenizer()
         return new_model(config, tokenizer), tokenizer
     model, tokenizer, other = load_run(init_from, torch.device("cpu"))
-    if other.model != config.model or other.data.image_size != config.data.image_size:
-        raise CoreclipError(
-            f"run {init_from} has another model or image size than the configuration asks for; a start needs the same; "
-            f"use --config {Path(init_from) / 'config.toml'}"
-        )
+    for key, value in asdict(other.model).items():
+        if getattr(config.model, key) != value:
+            raise CoreclipError(
+                f"{init_from} has model.{key} = {value!r}, the configuration asks for {getattr(config.model, key)!r}; a start keeps its "
+                "model; leave [model] and --preset out"
+            )
+    if other.data.image_size != config.data.image_size:
+        model = with_image_size(model, other, config.data.image_size)
     return model, tokenizer
 
 
@@ -399,7 +405,7 @@ def _asked(
         "config": config_to_table(config),
         "budget": {name: value for name, value in asdict(budget).items() if value is not None},
         "subset": _subset_provenance(subset),
-        "init_from": None if init_from is None else sha256_file(Path(init_from) / "model.safetensors"),
+        "init_from": None if init_from is None else sha256_file(weights_file(init_from)),
     }
 
 
