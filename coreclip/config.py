@@ -224,6 +224,8 @@ class TrainConfig:
         ``tracin`` and ``vog`` and ``coreclip explain`` read them. 0: none.
     signals : bool
         Whether each pair's loss, correctness, margins, confidence, entropy and EL2N are recorded.
+    freeze : {"", "image", "text"}
+        A tower that stays as it is, with its projection; for a start from a trained model (locked-image tuning, Zhai et al. 2022).
     seed : int
     """
 
@@ -242,6 +244,7 @@ class TrainConfig:
     checkpoint_seconds: float = 60.0
     checkpoints: int = 5
     signals: bool = True
+    freeze: str = ""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -265,6 +268,7 @@ class TrainConfig:
             "a fraction of the budget, 0.001 to 1",
         )
         _require(self.checkpoint_seconds > 0, "train.checkpoint_seconds", self.checkpoint_seconds, "above 0")
+        _require(self.freeze in ("", "image", "text"), "train.freeze", self.freeze, "image, text, or empty for neither")
         _require(0 <= self.checkpoints <= 1000, "train.checkpoints", self.checkpoints, "0 to 1000")
         _require(0 <= self.seed < 2**63, "train.seed", self.seed, "0 to 2**63 - 1")
 

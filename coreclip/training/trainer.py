@@ -191,6 +191,8 @@ def train(
         if record["finished"]:
             return TrainReport(**record["report"])
         labels = labels_of(dataset)
+        if config.train.freeze:
+            model.freeze(config.train.freeze)
         model.to(target_device).train()
         optimiser = make_optimiser(model, config)
         signals = SignalRecorder(run / "signals", dataset.n) if config.train.signals else None
@@ -376,6 +378,10 @@ def train(
 
 def _first_model(dataset: Dataset, config: Config, init_from: str | Path | None) -> tuple[Clip, Tokenizer]:
     """The model at step 0 and the tokenizer that is its own from then on."""
+    if config.train.freeze and init_from is None:
+        raise CoreclipError(
+            f"train.freeze = {config.train.freeze!r} keeps a tower that was never trained; name a start by --init-from, or leave it out"
+        )
     if init_from is None:
         tokenizer = dataset.tokenizer()
         return new_model(config, tokenizer), tokenizer
