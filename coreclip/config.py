@@ -284,7 +284,8 @@ class JestConfig:
     chunks : int
         Rounds in which the rows of a batch are drawn, each given those before it.
     reference : str
-        A finished RUN with the same tokenizer, or FEATURES of the data set: the model whose loss is what can be learned.
+        A finished RUN (or ``hf:FOLDER``, ``open_clip:FILE``) with the same tokenizer, or FEATURES of the data set: the model whose
+        loss is what can be learned.
         E.g. ``--set jest.keep=0.5 --set jest.reference=proxy``.
     """
 

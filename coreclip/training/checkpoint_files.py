@@ -17,7 +17,7 @@ from coreclip.config import Config, config_from_table
 from coreclip.errors import CoreclipError
 from coreclip.files import read_json
 from coreclip.training.model import Clip
-from coreclip.training.torchscript import is_torchscript, read_torchscript
+from coreclip.training.torchscript_tensors import is_torchscript, read_torchscript
 
 # Of the images that OpenAI's CLIPs were trained on; nearly all others kept them.
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -247,7 +247,7 @@ def _hf_config(model: Clip, tokenizer: Tokenizer, config: Config) -> dict[str, A
         "architectures": ["CLIPModel"],
         "model_type": "clip",
         "projection_dim": m.embed_dim,
-        "logit_scale_init_value": float(model.logit_scale),
+        "logit_scale_init_value": model.logit_scale.item(),
         "torch_dtype": "float32",
         "text_config": {
             **shared,

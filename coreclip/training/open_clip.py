@@ -35,7 +35,7 @@ from coreclip.training.hf import write_vocabulary
 from coreclip.training.image_towers import RESNET_STRIDE, STAGES
 from coreclip.training.model import Clip
 from coreclip.training.tensor_names import Tie, tie, tie_layer, tie_norm, to_ours, to_theirs
-from coreclip.training.torchscript import is_torchscript
+from coreclip.training.torchscript_tensors import is_torchscript
 
 _CONFIG = "open_clip_config.json"
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
