@@ -40,7 +40,9 @@ _PIPELINE, _SELECTION, _TRAINING, _PROFILING = "pipeline", "selection", "trainin
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 DatasetArgument = Annotated[Path, typer.Argument(help="Data set made by convert.", show_default=False)]
-RunArgument = Annotated[Path, typer.Argument(help="Run made by train.", show_default=False)]
+RunArgument = Annotated[
+    Path, typer.Argument(help="Run made by train, or a checkpoint: hf:FOLDER, open_clip:FILE.", show_default=False)
+]
 ConfigOption = Annotated[
     Path | None,
     typer.Option(
@@ -52,6 +54,12 @@ PresetOption = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Override one value, e.g. train.lr=1e-3; may be repeated.")
+]
+InitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--init-from", help="RUN, hf:FOLDER or open_clip:FILE whose weights are the start.", show_default=False
+    ),
 ]
 SubsetOption = Annotated[Path | None, typer.Option("--subset", help="SUBSET.parquet to train on.")]
 ClassesOption = Annotated[
@@ -447,6 +455,7 @@ def train(
     minutes: Annotated[float | None, typer.Option(help="Budget: wall time of the whole command.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Budget: passes over the (sub)set.")] = None,
     samples: Annotated[int | None, typer.Option(help="Budget: pairs seen.")] = None,
+    init_from: InitOption = None,
     preset: PresetOption = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
@@ -478,20 +487,26 @@ def train(
     --set reselect.every=2 --set reselect.fraction=0.3 chooses the pairs anew after every second pass over them, by the model under
     way; --set 'data.sizes=[32,48,64]' lets the images grow over the budget; --set train.ema=0.05 averages the weights of the last steps.
 
+    With --init-from the model, the image size and the tokenizer are those of the start; --set data.image_size=N interpolates its positions.
+
     Example: coreclip train flickr run --minutes 5 --subset best.parquet --set train.lr=5e-4 --validation flickr-dev
+
+    Example: coreclip train flickr run --epochs 3 --init-from hf:clip-vit-base-patch32 --set train.lr=1e-5
     """
     from coreclip.config import load_config
     from coreclip.pipeline import Dataset
     from coreclip.selection import Subset
-    from coreclip.training import processes
+    from coreclip.training import config_of, processes
     from coreclip.training import train as run_train
 
+    start = None if init_from is None else config_of(init_from)
     with processes(device) as ranks:
         report = run_train(
             Dataset(dataset),
             run,
-            config=load_config(config, overrides or (), preset=preset),
+            config=load_config(config, overrides or (), preset=preset, start=start),
             subset=None if subset is None else Subset.load(subset),
+            init_from=init_from,
             minutes=minutes,
             epochs=epochs,
             samples=samples,
@@ -511,7 +526,9 @@ def train(
 def embed(
     dataset: DatasetArgument,
     features: Annotated[Path, typer.Argument(help="Directory to make.", show_default=False)],
-    model: Annotated[Path, typer.Option(help="RUN whose towers embed.", show_default=False)],
+    model: Annotated[
+        Path, typer.Option(help="RUN whose towers embed, or hf:FOLDER, open_clip:FILE.", show_default=False)
+    ],
     batch_size: Annotated[int, typer.Option(help="Pairs at a time.", min=1)] = 512,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,

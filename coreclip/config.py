@@ -231,6 +231,8 @@ class TrainConfig:
         ``tracin`` and ``vog`` and ``coreclip explain`` read them. 0: none.
     signals : bool
         Whether each pair's loss, correctness, margins, confidence, entropy and EL2N are recorded.
+    freeze : {"", "image", "text"}
+        A tower that stays as it is, with its projection; for a start from a trained model (locked-image tuning, Zhai et al. 2022).
     seed : int
     """
 
@@ -251,6 +253,7 @@ class TrainConfig:
     checkpoint_seconds: float = 60.0
     checkpoints: int = 5
     signals: bool = True
+    freeze: str = ""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -281,6 +284,7 @@ class TrainConfig:
             "a fraction of the budget, 0.001 to 1",
         )
         _require(self.checkpoint_seconds > 0, "train.checkpoint_seconds", self.checkpoint_seconds, "above 0")
+        _require(self.freeze in ("", "image", "text"), "train.freeze", self.freeze, "image, text, or empty for neither")
         _require(0 <= self.checkpoints <= 1000, "train.checkpoints", self.checkpoints, "0 to 1000")
         _require(0 <= self.seed < 2**63, "train.seed", self.seed, "0 to 2**63 - 1")
 
@@ -296,7 +300,8 @@ class JestConfig:
     chunks : int
         Rounds in which the rows of a batch are drawn, each given those before it.
     reference : str
-        A finished RUN with the same tokenizer, or FEATURES of the data set: the model whose loss is what can be learned.
+        A finished RUN (or ``hf:FOLDER``, ``open_clip:FILE``) with the same tokenizer, or FEATURES of the data set: the model whose
+        loss is what can be learned.
         E.g. ``--set jest.keep=0.5 --set jest.reference=proxy``.
     """
 
@@ -406,7 +411,13 @@ class Config:
         return max(self.data.batch_size, round(self.data.batch_size / self.jest.keep))
 
 
-def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), *, preset: str | None = None) -> Config:
+def load_config(
+    path: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    preset: str | None = None,
+    start: Config | None = None,
+) -> Config:
     """Read a configuration.
 
     Parameters
@@ -417,13 +428,17 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), *
         ``"train.lr=1e-3"``; the later one wins.
     preset : str, optional
         One of :data:`coreclip.presets.PRESETS`; the file and the overrides change it.
+    start : Config, optional
+        Of the model that training starts from: its model and image size take the place of the defaults.
 
     Raises
     ------
     CoreclipError
         For a file that can't be read, an unknown section or key, a wrong type, a value out of range.
     """
-    table: dict[str, Any] = {} if preset is None else preset_table(preset)
+    table: dict[str, Any] = {} if start is None else _shape_of(start)
+    if preset is not None:
+        table = _merged(table, preset_table(preset))
     if path is not None:
         try:
             given = tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -435,6 +450,11 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), *
     for override in overrides:
         _apply_override(table, override)
     return config_from_table(table)
+
+
+def _shape_of(config: Config) -> dict[str, Any]:
+    table = config_to_table(config)
+    return {"model": table["model"], "data": {"image_size": table["data"]["image_size"]}}
 
 
 def _merged(table: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

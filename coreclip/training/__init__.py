@@ -12,15 +12,18 @@ if TYPE_CHECKING:
     from coreclip.training.distributed import processes
     from coreclip.training.evaluation import evaluate
     from coreclip.training.features import EmbedReport, embed
+    from coreclip.training.hf import save_hf
     from coreclip.training.jest import jest_rows
     from coreclip.training.loss import contrastive_loss
     from coreclip.training.model import Clip, build_model
+    from coreclip.training.open_clip import save_open_clip
     from coreclip.training.outside import classify, rerank
     from coreclip.training.prompts import TEMPLATE_SETS, read_templates
     from coreclip.training.ranking import recall_at
     from coreclip.training.retrieval import search, search_all
     from coreclip.training.sigmoid import sigmoid_loss
     from coreclip.training.steps import MeasuredStep, make_step
+    from coreclip.training.store import config_of
     from coreclip.training.trainer import TrainReport, train
     from coreclip.training.watch import Watch
 
@@ -37,6 +40,7 @@ _MODULES = {
     "checkpoint_signals": "attribution",
     "classification_loss": "class_softmax",
     "classify": "outside",
+    "config_of": "store",
     "contrastive_loss": "loss",
     "embed": "features",
     "evaluate": "evaluation",
@@ -49,6 +53,8 @@ _MODULES = {
     "recall_at": "ranking",
     "rerank": "outside",
     "resolve_device": "device",
+    "save_hf": "hf",
+    "save_open_clip": "open_clip",
     "search": "retrieval",
     "search_all": "retrieval",
     "sigmoid_loss": "sigmoid",
@@ -68,6 +74,7 @@ __all__ = [
     "checkpoint_signals",
     "classification_loss",
     "classify",
+    "config_of",
     "contrastive_loss",
     "embed",
     "evaluate",
@@ -80,6 +87,8 @@ __all__ = [
     "recall_at",
     "rerank",
     "resolve_device",
+    "save_hf",
+    "save_open_clip",
     "search",
     "search_all",
     "sigmoid_loss",

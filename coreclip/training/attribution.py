@@ -340,6 +340,7 @@ class _Feed:
             subset=indices,
             workers=self._workers,
             tokenizer=self._models.tokenizer,
+            context=self._models.networks[0].context,
         )
         device = self._models.device
         with Progress(self.n if indices is None else len(indices), label) as progress:

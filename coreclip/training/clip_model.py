@@ -51,7 +51,7 @@ class ClipModel:
 
     @classmethod
     def load(cls, run: str | Path, device: str = "cpu") -> Self:
-        """Read a finished run.
+        """Read a finished run, or a checkpoint of another tool: ``hf:FOLDER``, ``open_clip:FILE``.
 
         Raises
         ------

@@ -17,6 +17,7 @@ from coreclip.selection import Features
 from coreclip.training.classification import zero_shot_metrics
 from coreclip.training.clip_model import ClipModel
 from coreclip.training.features import all_image_features, load_features
+from coreclip.training.pretrained import is_pretrained
 from coreclip.training.probes import few_shot as run_few_shot
 from coreclip.training.probes import linear_probe as run_linear_probe
 from coreclip.training.prompts import TEMPLATES, check_templates, class_features
@@ -50,7 +51,7 @@ def evaluate(
     Parameters
     ----------
     run : path
-        A finished run; its own tokenizer reads the captions.
+        A finished run, or a checkpoint of another tool; its own tokenizer reads the captions.
     dataset : Dataset
     features : path, optional
         FEATURES of this data set by this run, made by :func:`embed`; they are read where they lie, and nothing is embedded again.
@@ -85,7 +86,8 @@ def evaluate(
         random order reaches. What :func:`~coreclip.training.classification.zero_shot_metrics` and
         :func:`~coreclip.training.probes.linear_probe` return, None where they do not apply; ``few_shot``, what
         :func:`~coreclip.training.probes.few_shot` returns, or None. ``pairs``, ``captions``, ``different_images``,
-        ``different_captions``, and ``trained_on_this_data``.
+        ``different_captions``, and ``trained_on_this_data``
+        (None where a checkpoint of another tool does not say).
 
     Raises
     ------
@@ -104,7 +106,7 @@ def evaluate(
     clip = ClipModel.load(run, device)
     stored = None if features is None else load_features(features, run, dataset)
     images = all_image_features(clip, dataset, stored, batch_size=batch_size, workers=workers)
-    result: dict[str, Any] = {"pairs": dataset.n, "trained_on_this_data": _trained_on(run) == dataset.fingerprint}
+    result: dict[str, Any] = {"pairs": dataset.n, "trained_on_this_data": _trained_on(run, dataset)}
     result |= _retrieval(clip, dataset, images, stored)
     zero_shot = dict.fromkeys(f"zero_shot_{key}" for key in _ZERO_SHOT)
     if labels is not None and names is not None:
@@ -134,10 +136,9 @@ class _Probes:
         return self.linear or bool(self.shots)
 
 
-def _trained_on(run: str | Path) -> str | None:
-    """Return the fingerprint of the data set that a run was trained on; None for a model that is no run of ours."""
-    path = Path(run)
-    return read_record(path)["asked"]["fingerprint"] if (path / "run.json").is_file() else None
+def _trained_on(run: str | Path, dataset: Dataset) -> bool | None:
+    """Whether a run was trained on a data set; None for a checkpoint of another tool, which does not say."""
+    return None if is_pretrained(run) else read_record(Path(run))["asked"]["fingerprint"] == dataset.fingerprint
 
 
 def _check_classes(labels: np.ndarray | None, names: list[str] | None) -> None:

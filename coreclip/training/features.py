@@ -19,6 +19,7 @@ from coreclip.pipeline import Dataset, make_loader
 from coreclip.progress import Progress
 from coreclip.selection import Features
 from coreclip.training.clip_model import ClipModel
+from coreclip.training.store import weights_file
 
 FORMAT_VERSION = 1
 _FILES = {"image.npy", "text.npy", "captions.npy", "offsets.npy", "features.json"}
@@ -62,7 +63,7 @@ def embed(
     features : path
         Output folder.
     model : path
-        A finished run; its own tokenizer reads the captions.
+        A finished run, or a checkpoint of another tool; its own tokenizer reads the captions.
     batch_size, workers : int
         Of the image loader.
     device : {"cpu", "cuda", "auto"}
@@ -107,7 +108,7 @@ def embed(
 
 def weights_of(run: str | Path) -> dict[str, str]:
     """Return where a run is and the SHA-256 of its weights, by which features are known to be of it."""
-    return {"run": str(run), "sha256": sha256_file(Path(run) / "model.safetensors")}
+    return {"run": str(run), "sha256": sha256_file(weights_file(run))}
 
 
 def load_features(features: str | Path, run: str | Path, dataset: Dataset) -> Features:

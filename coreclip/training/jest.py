@@ -24,6 +24,8 @@ from coreclip.selection import Features
 from coreclip.training.clip_model import ClipModel
 from coreclip.training.loss import LEAST_ROWS, equal_pairs
 from coreclip.training.model import Clip, set_statistics_share
+from coreclip.training.pretrained import is_pretrained
+from coreclip.training.store import weights_file
 
 if TYPE_CHECKING:
     from coreclip.training.steps import Rows
@@ -211,7 +213,7 @@ def make_selector(dataset: Dataset, config: Config, tokenizer: Tokenizer, device
     if config.jest.keep == 1:
         return None
     path = Path(config.jest.reference)
-    if (path / "features.json").exists():
+    if not is_pretrained(path) and (path / "features.json").exists():
         return JestSelector(config, _reference_features(path, dataset), sha256_file(path / "image.npy"))
     clip = ClipModel.load(path, str(device))
     if clip.tokenizer.sha256 != tokenizer.sha256:
@@ -220,7 +222,7 @@ def make_selector(dataset: Dataset, config: Config, tokenizer: Tokenizer, device
             "train it on this data set, or give FEATURES that it embedded"
         )
     clip.network.requires_grad_(False)
-    return JestSelector(config, clip, sha256_file(path / "model.safetensors"))
+    return JestSelector(config, clip, sha256_file(weights_file(path)))
 
 
 def _reference_features(path: Path, dataset: Dataset) -> Features:

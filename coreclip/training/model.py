@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import cache
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +63,21 @@ class Clip(nn.Module):
         self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1))
         self.context, self.end = model.context, end
         self.is_compiled = False
+        self._frozen = ""
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def freeze(self, tower: str) -> None:
+        """Leave a tower ("image" or "text") with its projection as it is: no gradients, and no new statistics of batches."""
+        self._frozen = tower
+        for module in (getattr(self, tower), getattr(self, f"{tower}_projection")):
+            module.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """As of any module; a frozen tower stays in evaluation mode."""
+        super().train(mode)
+        if self._frozen:
+            getattr(self, self._frozen).eval()
+        return self
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Embed uint8 images (b, 3, size, size) as float32 (b, d) of unit norm."""

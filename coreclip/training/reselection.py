@@ -58,6 +58,7 @@ class Reselector:
             subset=self._given,
             workers=config.data.workers,
             tokenizer=tokenizer,
+            context=config.model.context,
         )
 
     def is_due(self, passes: int) -> bool:

@@ -52,7 +52,7 @@ def search_all(
     Parameters
     ----------
     run : path
-        A finished run.
+        A finished run, or a checkpoint of another tool.
     dataset : Dataset
     queries : sequence of str
     images : sequence of path

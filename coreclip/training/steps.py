@@ -137,6 +137,7 @@ def training_loader(dataset: Dataset, config: Config, subset: Any, tokenizer: To
         workers=config.data.workers,
         seed=config.train.seed,
         tokenizer=tokenizer,
+        context=config.model.context,
         resident=config.data.resident,
     )
 
@@ -157,8 +158,9 @@ def labels_of(dataset: Dataset) -> Tensor | None:
 
 def make_optimiser(model: Clip, config: Config) -> torch.optim.AdamW:
     """Return AdamW whose weight decay falls on matrices only: not on gains, biases, positions, temperature."""
-    matrices = [p for name, p in model.named_parameters() if p.ndim >= 2 and not name.endswith("position")]
-    others = [p for name, p in model.named_parameters() if p.ndim < 2 or name.endswith("position")]
+    learned = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    matrices = [p for name, p in learned if p.ndim >= 2 and not name.endswith("position")]
+    others = [p for name, p in learned if p.ndim < 2 or name.endswith("position")]
     c = config.train
     groups = [{"params": matrices, "weight_decay": c.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps, fused=True)
@@ -282,7 +284,10 @@ def make_step(
     watched = NoWatch() if watch is None else watch
     tokenizer = dataset.tokenizer()
     loader = training_loader(dataset, config, subset, tokenizer)
-    model = new_model(config, tokenizer).to(target).train()
+    model = new_model(config, tokenizer)
+    if config.train.freeze:
+        model.freeze(config.train.freeze)
+    model.to(target).train()
     optimiser, labels = make_optimiser(model, config), labels_of(dataset)
     average = WeightAverage(model, config.train.ema) if config.train.ema else None
     objective = make_objective(dataset, config, tokenizer)

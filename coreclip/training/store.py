@@ -20,6 +20,7 @@ from coreclip.errors import CoreclipError
 from coreclip.files import atomic_path, read_json, write_json, write_text
 from coreclip.pipeline import Tokenizer
 from coreclip.training.model import Clip, new_model
+from coreclip.training.pretrained import is_pretrained, load_pretrained, pretrained_config, pretrained_weights
 
 FORMAT_VERSION = 1
 _NOTE = "coreclip"  # the metadata's name
@@ -68,6 +69,10 @@ def _is_first_file(path: Path) -> bool:
 
 def read_record(run: Path) -> dict[str, Any]:
     """Return the content of ``run.json``, refusing a folder without one and a newer format."""
+    if is_pretrained(run):
+        raise CoreclipError(
+            f"{run} is a checkpoint of another tool: it has neither signals nor weights on its way; name a run made by train"
+        )
     if not (run / "run.json").is_file():
         raise CoreclipError(f"no run at {run}: it has no run.json; check the path, or make one with train")
     record = read_json(run / "run.json", "run record")
@@ -223,7 +228,13 @@ def load_kept(run: str | Path, device: torch.device) -> tuple[list[tuple[KeptWei
 
 
 def load_run(run: str | Path, device: torch.device) -> tuple[Clip, Tokenizer, Config]:
-    """Return a finished run's model (in evaluation mode, on ``device``), its tokenizer and its configuration."""
+    """Return the model of a finished run or of another tool's checkpoint (:mod:`coreclip.training.pretrained`).
+
+    It is in evaluation mode, on ``device``; its tokenizer and its configuration come with it.
+    """
+    if is_pretrained(run):
+        model, tokenizer, config = load_pretrained(run)
+        return model.to(device), tokenizer, config
     run = Path(run)
     read_record(run)
     config = load_config(run / "config.toml")
@@ -231,6 +242,19 @@ def load_run(run: str | Path, device: torch.device) -> tuple[Clip, Tokenizer, Co
     model = new_model(config, tokenizer)
     load_weights(run, model)
     return model.to(device).eval(), tokenizer, config
+
+
+def weights_file(run: str | Path) -> Path:
+    """Return the file with the weights of a run or of another tool's checkpoint."""
+    return pretrained_weights(run) if is_pretrained(run) else Path(run) / "model.safetensors"
+
+
+def config_of(run: str | Path) -> Config:
+    """Return the configuration of a run; of another tool's checkpoint its model and image size, with defaults beside them."""
+    if is_pretrained(run):
+        return pretrained_config(run)
+    read_record(Path(run))
+    return load_config(Path(run) / "config.toml")
 
 
 def cut_metrics(path: Path, step: int) -> None:

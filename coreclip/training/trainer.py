@@ -36,6 +36,7 @@ from coreclip.training.loss import LEAST_ROWS
 from coreclip.training.model import Clip, new_model, set_bias
 from coreclip.training.objectives import Objective, make_objective
 from coreclip.training.panel import make_display
+from coreclip.training.positions import with_image_size
 from coreclip.training.reselection import Reselector, make_reselector
 from coreclip.training.resolution import GrowingImages
 from coreclip.training.schedule import Budget, learning_rate, parts_passed
@@ -60,6 +61,7 @@ from coreclip.training.store import (
     open_run,
     save_checkpoint,
     save_weights,
+    weights_file,
 )
 from coreclip.training.validation import Validator, check_validation
 from coreclip.training.watch import NoWatch, Watch
@@ -147,7 +149,8 @@ def train(
     watch : Watch, optional
         Is told the stages of each step: wait, transfer, (with jest) select, forward, backward, optimiser, metrics, logging.
     init_from : path, optional
-        A finished run whose weights and tokenizer are the start.
+        A finished run, or a checkpoint of another tool, whose weights and tokenizer are the start. The configuration's model must
+        be its own (:func:`coreclip.training.config_of`); with another image size the positions are interpolated.
     started : float, optional
         ``time.monotonic()`` at the start of the command; None for now.
     validation : Dataset, optional
@@ -201,6 +204,8 @@ def train(
         if record["finished"]:
             return TrainReport(**record["report"])
         labels = labels_of(dataset)
+        if config.train.freeze:
+            model.freeze(config.train.freeze)
         model.to(target_device).train()
         optimiser = make_optimiser(model, config)
         signals = SignalRecorder(run / "signals", dataset.n) if config.train.signals and ranks.is_first else None
@@ -414,15 +419,22 @@ def train(
 
 def _first_model(dataset: Dataset, config: Config, init_from: str | Path | None) -> tuple[Clip, Tokenizer]:
     """The model at step 0 and the tokenizer that is its own from then on."""
+    if config.train.freeze and init_from is None:
+        raise CoreclipError(
+            f"train.freeze = {config.train.freeze!r} keeps a tower that was never trained; name a start by --init-from, or leave it out"
+        )
     if init_from is None:
         tokenizer = dataset.tokenizer()
         return new_model(config, tokenizer), tokenizer
     model, tokenizer, other = load_run(init_from, torch.device("cpu"))
-    if other.model != config.model or other.data.image_size != config.data.image_size:
-        raise CoreclipError(
-            f"run {init_from} has another model or image size than the configuration asks for; a start needs the same; "
-            f"use --config {Path(init_from) / 'config.toml'}"
-        )
+    for key, value in asdict(other.model).items():
+        if getattr(config.model, key) != value:
+            raise CoreclipError(
+                f"{init_from} has model.{key} = {value!r}, the configuration asks for {getattr(config.model, key)!r}; a start keeps its "
+                "model; leave [model] and --preset out"
+            )
+    if other.data.image_size != config.data.image_size:
+        model = with_image_size(model, other, config.data.image_size)
     set_bias(model, config)
     return model, tokenizer
 
@@ -464,7 +476,7 @@ def _asked(
             "config": config_to_table(config),
             "budget": {name: value for name, value in asdict(budget).items() if value is not None},
             "subset": _subset_provenance(subset),
-            "init_from": None if init_from is None else sha256_file(Path(init_from) / "model.safetensors"),
+            "init_from": None if init_from is None else sha256_file(weights_file(init_from)),
         }
     )
 

@@ -425,7 +425,6 @@ def test_a_disk_that_is_too_small_is_noticed_before_the_work(tmp_path):
             {"class_names": ["a", "b"]},
             "classes a,b are named, but no pair .* class number; convert sources that have, or leave --classes out",
         ),
-        ({"tokenizer": "clip"}, "tokenizer clip is not supported yet"),
         ({"tokenizer": "none.json"}, "tokenizer none.json can't be read: No such file"),
     ],
 )

@@ -415,7 +415,9 @@ def test_a_start_from_another_run_takes_its_weights_and_tokenizer(data, tmp_path
     assert a.tokenizer.sha256 == b.tokenizer.sha256 != other.tokenizer_sha256
     torch.testing.assert_close(a.network.text_projection.weight, b.network.text_projection.weight)
     wider = replace(CONFIG, model=replace(CONFIG.model, embed_dim=16))
-    with pytest.raises(CoreclipError, match="has another model or image size"):
+    with pytest.raises(
+        CoreclipError, match=r"has model.embed_dim = 8, the configuration asks for 16; a start keeps its model"
+    ):
         train(other, tmp_path / "third", config=wider, samples=5, init_from=tmp_path / "first")
 
 
