@@ -38,11 +38,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         data = attempt("data", scratch, options.n, options.device, options.vocabulary)
         parts: dict[str, dict[str, Any]] = {}
-        for preset, batch_size in options.models:
-            if data is not None:
-                parts[f"ours {preset}"] = attempt("ours", scratch, preset, batch_size, options.device, options.steps)
-            if not options.no_peers:
-                parts[f"open_clip {preset}"] = attempt("peer", preset, batch_size, options.device, options.steps // 2)
+        for preset, batch_size in options.models if data is not None else ():
+            parts[f"ours {preset}"] = attempt("ours", scratch, preset, batch_size, options.device, options.steps)
+        for preset, batch_size in () if options.no_peers else options.models:
+            parts[f"open_clip {preset}"] = attempt("peer", preset, batch_size, options.device, options.steps // 2)
         selected = None
         if options.pairs:
             selected = attempt("select", options.pairs, 512, options.pairs // 10, options.device)
@@ -57,7 +56,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--minutes", type=float, default=9.5, help="what does not fit is left out (default: %(default)s)"
     )
-    parser.add_argument("--n", type=int, default=8192, help="photographs")
+    parser.add_argument("--n", type=int, default=12_288, help="photographs")
     parser.add_argument("--steps", type=int, default=120, help="of ours; the peer takes half as many")
     parser.add_argument("--pairs", type=int, default=1_000_000, help="to select from; 0 leaves selection out")
     parser.add_argument("--vocabulary", default="clip", help="what convert --tokenizer takes, or own")
