@@ -122,6 +122,23 @@ def test_pieces_have_the_gradient_of_the_whole_batch(data, teacher, objective, t
             torch.testing.assert_close(values, whole.signals()[name], equal_nan=True)
 
 
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_a_frozen_tower_stays_as_it_is_in_pieces_too(data, tower):
+    rows, found = make_rows(data), []
+    for size in (0, 4):
+        model = double_model(DoubleClip, VIT, data.tokenizer().vocab_size)
+        model.freeze(tower)
+        config = with_settings(VIT, micro_batch=size)
+        _, backward = make_objective(data, config, data.tokenizer()).forward(model, rows, bf16=False)
+        backward()
+        found.append({name: p.grad for name, p in model.named_parameters()})
+    for name, expected in found[0].items():
+        if name.startswith(tower):
+            assert found[1][name] is None
+        else:
+            torch.testing.assert_close(found[1][name], expected, atol=1e-10, rtol=1e-10)
+
+
 def test_randomness_is_drawn_once():
     """Each piece is dropped from in the second pass as in the first, and later draws are not moved by the second."""
     config = with_settings(VIT, micro_batch=4)
