@@ -64,13 +64,17 @@ class Towers:
         """Add to the parameters' gradients what these gradients of the features make of them."""
         for name, (encode, rows) in self.inputs.items():
             if name in self._graphs:
-                self._graphs.pop(name).backward(gradients[name])
+                graph = self._graphs.pop(name)
+                if graph.requires_grad:
+                    graph.backward(gradients[name])
                 continue
             pieces = _pieces(rows, self.piece)
             parts = gradients[name].split([len(part[0]) for part in pieces])
             for randomness, part, gradient in zip(self._randomness[name], pieces, parts, strict=True):
                 with randomness.replayed():
                     again = self._encode(encode, part, self.share * len(part[0]) / len(rows[0]))
+                if not again.requires_grad:
+                    break  # a frozen tower: nothing is to be learned by it
                 again.backward(gradient)
 
     def _encode(self, encode: Encode, rows: tuple[Tensor, ...], share: float) -> Tensor:
