@@ -138,7 +138,10 @@ class _Probes:
 
 def _trained_on(run: str | Path, dataset: Dataset) -> bool | None:
     """Whether a run was trained on a data set; None for a checkpoint of another tool, which does not say."""
-    return None if is_pretrained(run) else read_record(Path(run))["asked"]["fingerprint"] == dataset.fingerprint
+    if is_pretrained(run):
+        return None
+    path = Path(run)
+    return (path / "run.json").is_file() and read_record(path)["asked"]["fingerprint"] == dataset.fingerprint
 
 
 def _check_classes(labels: np.ndarray | None, names: list[str] | None) -> None:

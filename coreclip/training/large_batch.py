@@ -74,7 +74,7 @@ class Towers:
                 with randomness.replayed():
                     again = self._encode(encode, part, self.share * len(part[0]) / len(rows[0]))
                 if not again.requires_grad:
-                    break
+                    break  # a frozen tower: nothing is to be learned by it
                 again.backward(gradient)
 
     def _encode(self, encode: Encode, rows: tuple[Tensor, ...], share: float) -> Tensor:

@@ -52,6 +52,7 @@ def with_image_size(model: Clip, config: Config, image_size: int) -> Clip:
     vocab_size = model.text.embedding.num_embeddings  # type: ignore[union-attr]  # both text towers have one
     with torch.device("meta"):
         resized = Clip(target.model, image_size=image_size, vocab_size=vocab_size, end=model.end)  # type: ignore[arg-type]
+    resized.logit_bias = model.logit_bias  # which only some models have
     for name, tensor in resized.state_dict().items():
         if name.startswith("image.") and name.endswith("position"):
             side = round((len(tensor) - 1) ** 0.5)

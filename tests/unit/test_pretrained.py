@@ -427,6 +427,12 @@ def test_a_model_takes_images_of_another_size(tokenizer, model, size, new):
     assert changed == ["image.position" if model is VIT else "image.pool.position"]
 
 
+def test_a_bias_goes_along(tokenizer):
+    network, config = new_network(tokenizer)
+    network.logit_bias = torch.nn.Parameter(torch.tensor(-3.0))
+    assert with_image_size(network, config, 48).logit_bias.item() == -3
+
+
 # -------------------------------------------------------------------------------------------------------------------- what reads a RUN
 
 
@@ -496,15 +502,16 @@ def test_another_image_size_interpolates_and_another_model_is_refused(hf, data, 
         train(data, tmp_path / "other", config=settings(name, "model.embed_dim=32"), samples=5, init_from=name)
 
 
+@pytest.mark.parametrize("pieces", [[], ["train.micro_batch=4"]], ids=["whole", "pieces"])
 @pytest.mark.parametrize("tower", ["image", "text"])
 @pytest.mark.parametrize("model", [VIT, RESNET])
-def test_a_frozen_tower_stays_bit_for_bit(tower, model, tokenizer, data, tmp_path):
+def test_a_frozen_tower_stays_bit_for_bit(tower, model, pieces, tokenizer, data, tmp_path):
     network, config = new_network(tokenizer, model)
     (tmp_path / "start").mkdir()
     tokenizer.save(tmp_path / "start" / "tokenizer.json")
     torch.save(to_theirs(network.state_dict(), open_clip_ties(config)), tmp_path / "start" / "model.pt")
     name = f"open_clip:{tmp_path / 'start' / 'model.pt'}?activation=gelu"
-    train(data, tmp_path / "run", config=settings(name, f"train.freeze={tower}"), samples=10, init_from=name)
+    train(data, tmp_path / "run", config=settings(name, f"train.freeze={tower}", *pieces), samples=10, init_from=name)
     before, after = network.state_dict(), ClipModel.load(tmp_path / "run").network.state_dict()
     same = {key for key in before if torch.equal(before[key], after[key])}
     frozen = {key for key in before if key.startswith((f"{tower}.", f"{tower}_projection"))}
