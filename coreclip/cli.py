@@ -1041,6 +1041,86 @@ def _as_influences(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+class _ListsFormats(typer.core.TyperCommand):
+    """Fills the formats of the registry into the help when that is shown."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from coreclip.training import FORMATS
+
+        lines = "\n\n".join(
+            f"[bold]{name}[/bold] ({', '.join(format_.precisions)}): {format_.summary}"
+            for name, format_ in FORMATS.items()
+        )
+        self.help = (self.help or "").replace("FORMATS", lines)
+        super().format_help(ctx, formatter)
+
+
+@app.command(rich_help_panel=_TRAINING, cls=_ListsFormats)
+def export(
+    run: RunArgument,
+    out: Annotated[Path | None, typer.Argument(help="Directory to make.", show_default=False)] = None,
+    format: Annotated[str | None, typer.Option(help="What to write; see above.")] = None,
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8, where the format has it.")] = "fp32",
+    dataset: Annotated[
+        Path | None,
+        typer.Option(
+            help="Held-out DATASET: to compare on, to calibrate int8 with, and to measure what accuracy is lost."
+        ),
+    ] = None,
+    table: Annotated[
+        bool, typer.Option("--table", help="Also time the model on every runtime, for one row and for 64; minutes.")
+    ] = False,
+    explain_compile: Annotated[
+        bool,
+        typer.Option(
+            "--explain-compile",
+            help="Also report what torch.compile makes of it: breaks, recompiles, fused kernels; minutes.",
+        ),
+    ] = False,
+    threads: Annotated[
+        int | None, typer.Option(help="Of --table's runtimes. Default: all cores.", show_default=False)
+    ] = None,
+    device: DeviceOption = "auto",
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the two towers for another runtime, compared with the model before they are handed out.
+
+    FORMATS
+
+    Example: coreclip export run run-onnx --format onnx --precision int8 --dataset flickr-dev
+
+    Example: coreclip export run --explain-compile --dataset flickr
+    """
+    from coreclip.pipeline import Dataset
+
+    if (out is None) != (format is None):
+        raise CoreclipError("an export needs both OUT and --format; e.g. coreclip export run run-onnx --format onnx")
+    if not (out or table or explain_compile):
+        raise CoreclipError("nothing to do: give OUT and --format, --table, or --explain-compile")
+    data = None if dataset is None else Dataset(dataset)
+    result: dict[str, Any] = {}
+    texts: list[str] = []
+    if out is not None and format is not None:
+        from coreclip.training import export as run_export
+
+        report = run_export(run, out, format=format, precision=precision, dataset=data, device=device, seed=seed)
+        result |= asdict(report)
+        texts.append(_as_lines({key: value for key, value in result.items() if key != "parity"}))
+    if table:
+        from coreclip.training import compare_runtimes, runtimes_table
+
+        result["runtimes"] = compare_runtimes(run, threads=threads, dataset=data, seed=seed)
+        texts.append(runtimes_table(result["runtimes"]))
+    if explain_compile:
+        from coreclip.training import compile_text
+        from coreclip.training import explain_compile as run_explain_compile
+
+        result["compile"] = run_explain_compile(run, data, seed=seed)
+        texts.append(compile_text(result["compile"]))
+    _emit(result, as_json, lambda _: "\n\n".join(texts))
+
+
 @app.command(rich_help_panel=_PROFILING)
 def profile(
     dataset: DatasetArgument,

@@ -7,10 +7,14 @@ if TYPE_CHECKING:
     from coreclip.training.attribution import checkpoint_signals, explain, influence
     from coreclip.training.class_softmax import classification_loss
     from coreclip.training.clip_model import ClipModel
+    from coreclip.training.compile_report import compile_text, explain_compile
     from coreclip.training.device import resolve_device
     from coreclip.training.distillation import affinity_loss
     from coreclip.training.distributed import processes
     from coreclip.training.evaluation import evaluate
+    from coreclip.training.export_formats import FORMATS
+    from coreclip.training.exported_model import ExportedModel
+    from coreclip.training.exporting import ExportReport, export
     from coreclip.training.features import EmbedReport, embed
     from coreclip.training.hf import save_hf
     from coreclip.training.jest import jest_rows
@@ -21,30 +25,40 @@ if TYPE_CHECKING:
     from coreclip.training.prompts import TEMPLATE_SETS, read_templates
     from coreclip.training.ranking import recall_at
     from coreclip.training.retrieval import search, search_all
+    from coreclip.training.runtimes import compare_runtimes, runtimes_table
     from coreclip.training.sigmoid import sigmoid_loss
     from coreclip.training.steps import MeasuredStep, make_step
     from coreclip.training.store import config_of
     from coreclip.training.trainer import TrainReport, train
+    from coreclip.training.triton import check_repository
     from coreclip.training.watch import Watch
 
 _MODULES = {
     "Clip": "model",
     "ClipModel": "clip_model",
     "EmbedReport": "features",
+    "ExportReport": "exporting",
+    "ExportedModel": "exported_model",
+    "FORMATS": "export_formats",
     "MeasuredStep": "steps",
     "TEMPLATE_SETS": "prompts",
     "TrainReport": "trainer",
     "Watch": "watch",
     "affinity_loss": "distillation",
     "build_model": "model",
+    "check_repository": "triton",
     "checkpoint_signals": "attribution",
     "classification_loss": "class_softmax",
     "classify": "outside",
+    "compare_runtimes": "runtimes",
+    "compile_text": "compile_report",
     "config_of": "store",
     "contrastive_loss": "loss",
     "embed": "features",
     "evaluate": "evaluation",
     "explain": "attribution",
+    "explain_compile": "compile_report",
+    "export": "exporting",
     "influence": "attribution",
     "jest_rows": "jest",
     "make_step": "steps",
@@ -53,6 +67,7 @@ _MODULES = {
     "recall_at": "ranking",
     "rerank": "outside",
     "resolve_device": "device",
+    "runtimes_table": "runtimes",
     "save_hf": "hf",
     "save_open_clip": "open_clip",
     "search": "retrieval",
@@ -62,23 +77,31 @@ _MODULES = {
 }
 
 __all__ = [
+    "FORMATS",
     "TEMPLATE_SETS",
     "Clip",
     "ClipModel",
     "EmbedReport",
+    "ExportReport",
+    "ExportedModel",
     "MeasuredStep",
     "TrainReport",
     "Watch",
     "affinity_loss",
     "build_model",
+    "check_repository",
     "checkpoint_signals",
     "classification_loss",
     "classify",
+    "compare_runtimes",
+    "compile_text",
     "config_of",
     "contrastive_loss",
     "embed",
     "evaluate",
     "explain",
+    "explain_compile",
+    "export",
     "influence",
     "jest_rows",
     "make_step",
@@ -87,6 +110,7 @@ __all__ = [
     "recall_at",
     "rerank",
     "resolve_device",
+    "runtimes_table",
     "save_hf",
     "save_open_clip",
     "search",

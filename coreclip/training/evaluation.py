@@ -29,7 +29,7 @@ _PROBE = ("accuracy", "chance", "mean_per_class_accuracy", "c", "train_pairs", "
 
 
 def evaluate(
-    run: str | Path,
+    run: str | Path | ClipModel,
     dataset: Dataset,
     *,
     features: str | Path | None = None,
@@ -50,8 +50,9 @@ def evaluate(
 
     Parameters
     ----------
-    run : path
-        A finished run, or a checkpoint of another tool; its own tokenizer reads the captions.
+    run : path or ClipModel
+        A finished run, a checkpoint of another tool, or a model that is loaded already (an export too); its own tokenizer reads the
+        captions.
     dataset : Dataset
     features : path, optional
         FEATURES of this data set by this run, made by :func:`embed`; they are read where they lie, and nothing is embedded again.
@@ -103,10 +104,20 @@ def evaluate(
     _check_probes(dataset, asked, train, train_features)
     if confusion and (labels is None or names is None):
         raise CoreclipError("a confusion matrix needs class labels and names, which the data set lacks; leave it out")
-    clip = ClipModel.load(run, device)
-    stored = None if features is None else load_features(features, run, dataset)
+    if isinstance(run, ClipModel):
+        if features is not None or train_features is not None:
+            raise CoreclipError(
+                "FEATURES are a run's, and a loaded model was given; give the run's folder, or leave them out"
+            )
+        clip, place = run, ""
+    else:
+        clip, place = ClipModel.load(run, device), str(run)
+    stored = None if features is None else load_features(features, place, dataset)
     images = all_image_features(clip, dataset, stored, batch_size=batch_size, workers=workers)
-    result: dict[str, Any] = {"pairs": dataset.n, "trained_on_this_data": _trained_on(run, dataset)}
+    result: dict[str, Any] = {
+        "pairs": dataset.n,
+        "trained_on_this_data": None if isinstance(run, ClipModel) else _trained_on(run, dataset),
+    }
     result |= _retrieval(clip, dataset, images, stored)
     zero_shot = dict.fromkeys(f"zero_shot_{key}" for key in _ZERO_SHOT)
     if labels is not None and names is not None:
@@ -116,7 +127,7 @@ def evaluate(
     if labels is not None and asked.any:
         fitted = None
         if train is not None:
-            stored = None if train_features is None else load_features(train_features, run, train)
+            stored = None if train_features is None else load_features(train_features, place, train)
             fitted = all_image_features(clip, train, stored, batch_size=batch_size, workers=workers), _labels_of(train)
         result |= _probe(asked, (images, labels), fitted)
     return result

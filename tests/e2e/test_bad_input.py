@@ -56,6 +56,7 @@ def test_a_data_set_that_is_not_there_is_named(name, tmp_path, capsys, at, monke
         "export_webdataset": ["OUT"],
         "subset": ["OUT"],
         "explain": ["--index", "0"],
+        "export": ["OUT", "--format", "torch-export"],
     }
     front = {"evaluate": [at / "run"], "search": [at / "run"], "explain": [at / "run"]}
     after = {"search": ["a query"]}

@@ -1,0 +1,43 @@
+"""The formats that ``export`` writes, by name. A new one is one more entry."""
+
+from coreclip.training.export_job import Format
+from coreclip.training.onnx_export import PACKAGES as ONNX_PACKAGES
+from coreclip.training.onnx_export import open_onnx, write_onnx
+from coreclip.training.openvino_export import PACKAGES as OPENVINO_PACKAGES
+from coreclip.training.openvino_export import open_openvino, write_openvino
+from coreclip.training.torch_export import open_torch_export, write_torch_export
+from coreclip.training.torchscript import open_torchscript, write_torchscript
+from coreclip.training.triton import open_triton, write_triton
+
+FORMATS: dict[str, Format] = {
+    "onnx": Format(
+        "two ONNX graphs, for onnxruntime, TensorRT and most others",
+        write_onnx,
+        open_onnx,
+        ("fp32", "fp16", "int8"),
+        ONNX_PACKAGES,
+    ),
+    "openvino": Format(
+        "two OpenVINO models, for Intel's processors",
+        write_openvino,
+        open_openvino,
+        ("fp32", "fp16", "int8"),
+        OPENVINO_PACKAGES,
+    ),
+    "torch-export": Format(
+        "two torch.export programs (.pt2), which torch alone loads",
+        write_torch_export,
+        open_torch_export,
+        ("fp32", "fp16"),
+    ),
+    "torchscript": Format(
+        "two traces for old deployments of libtorch (legacy)", write_torchscript, open_torchscript, ("fp32", "fp16")
+    ),
+    "triton": Format(
+        "a model repository of ONNX graphs for NVIDIA Triton",
+        write_triton,
+        open_triton,
+        ("fp32", "fp16", "int8"),
+        ONNX_PACKAGES,
+    ),
+}
