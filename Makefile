@@ -1,5 +1,5 @@
 # make demo   the main job on embedded data, into demo-report/
-# make test   ruff, mypy and every test
+# make test   ruff, mypy and every test: those that measure time one by one, then the others on all cores
 # make bench  every benchmark, with results in benchmarks/results/; make bench-peers before it for what they compare with
 # Each of them makes the environment in .venv/ when it is not there yet, and only then.
 
@@ -20,7 +20,8 @@ demo: $(READY)
 	$(BIN)/coreclip demo demo-report
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m alone
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" --numprocesses auto --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check $(wildcard $(PARTS))

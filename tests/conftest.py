@@ -4,6 +4,19 @@ from collections.abc import Iterator
 
 import pytest
 
+# Of these, tests measure, or keep to a time: nothing else may compute meanwhile.
+ALONE = {
+    "test_diagnosis", "test_faults", "test_loop_options", "test_panel", "test_profiling_properties", "test_progress", "test_recorder",
+    "test_remedies", "test_system", "test_train", "test_validation", "test_workers",
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that run one by one."""
+    for item in items:
+        if item.path.stem in ALONE:
+            item.add_marker(pytest.mark.alone)
+
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:

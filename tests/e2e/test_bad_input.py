@@ -58,8 +58,9 @@ def test_a_data_set_that_is_not_there_is_named(name, tmp_path, capsys, at, monke
         "explain": ["--index", "0"],
         "export": ["OUT", "--format", "torch-export"],
     }
-    front = {"evaluate": [at / "run"], "search": [at / "run"], "explain": [at / "run"]}
-    after = {"search": ["a query"]}
+    front = {name: [at / "run"] for name in ("evaluate", "search", "explain", "classify")}
+    front["rerank"] = [at / "run", "a query"]
+    after = {"search": ["a query"], "classify": ["--classes", "cat,dog"]}
     monkeypatch.chdir(tmp_path)
     arguments = [name.replace("_", "-"), *front.get(name, []), "nowhere", *extra.get(name, []), *after.get(name, [])]
     assert "nowhere" in refused(capsys, *arguments)
