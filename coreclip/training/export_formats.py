@@ -1,5 +1,6 @@
 """The formats that ``export`` writes, by name. A new one is one more entry."""
 
+from coreclip.training.checkpoint_exports import open_checkpoint, write_hf, write_open_clip
 from coreclip.training.export_job import Format
 from coreclip.training.onnx_export import PACKAGES as ONNX_PACKAGES
 from coreclip.training.onnx_export import open_onnx, write_onnx
@@ -39,5 +40,9 @@ FORMATS: dict[str, Format] = {
         open_triton,
         ("fp32", "fp16", "int8"),
         ONNX_PACKAGES,
+    ),
+    "hf": Format("a checkpoint for Hugging Face's transformers (ViT, CLIP's vocabulary)", write_hf, open_checkpoint),
+    "open_clip": Format(
+        "a checkpoint for open_clip (ViT or ResNet, CLIP's vocabulary)", write_open_clip, open_checkpoint
     ),
 }
