@@ -128,7 +128,8 @@ def test_a_damaged_header_within_a_tar_is_reported(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [(b"garbage" * 300, "not a tar"), (b"", "not a tar"), (gzip.compress(b"x" * 999, mtime=0), "gzip")]
+    ("content", "reason"),
+    [(b"garbage" * 300, "not a tar"), (b"", "not a tar"), (gzip.compress(b"x" * 999, mtime=0), "gzip")],
 )
 def test_what_is_no_tar_is_a_reject_with_a_reason(content, reason, tmp_path):
     (tmp_path / "a.tar").write_bytes(content)
