@@ -1,4 +1,4 @@
-"""Small data sets for tests, written row by row without ``convert``."""
+"""Small data sets for tests, written row by row without ``convert``, and a run that learns them by heart."""
 
 import hashlib
 import io
@@ -10,12 +10,19 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from coreclip.config import Config, DataConfig, ModelConfig, TrainConfig
 from coreclip.files import sha256_file, write_json
 from coreclip.pipeline.beton import ShardWriter, field_names
 from coreclip.pipeline.dataset import Dataset
 from coreclip.pipeline.tokenizer import Tokenizer
 
 WORDS = ("red", "green", "blue", "round", "small", "large", "dog", "cat", "boat", "house")
+BY_HEART = Config(
+    data=DataConfig(image_size=16, batch_size=6, workers=1),
+    model=ModelConfig(image_width=8, text_width=16, text_depth=1, heads=2, embed_dim=8, context=16),
+    train=TrainConfig(precision="fp32", lr=5e-3, signals=False),
+)
+CLASSES = ("red", "dog", "house", "boat", "cat", "blue")
 
 
 def make_pixels(index: int, width: int = 48, height: int = 32) -> np.ndarray:

@@ -38,11 +38,6 @@ class AheadOnDevice:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._state: dict[str, Any] | None = None
 
-    @property
-    def n_samples(self) -> int:
-        """Pairs of a pass."""
-        return self._loader.n_samples
-
     def __len__(self) -> int:
         return len(self._loader)
 
@@ -73,11 +68,6 @@ class AheadOnDevice:
     def state_dict(self) -> dict[str, Any]:
         """Return the loader's state after the batch that was delivered last."""
         return self._loader.state_dict() if self._state is None else self._state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken."""
-        self._loader.load_state_dict(state)
-        self._state = None
 
     def _start(self, batch: Batch, stream: torch.cuda.Stream) -> tuple[Batch, torch.cuda.Event, dict[str, Any]]:
         arrived = torch.cuda.Event()

@@ -2,7 +2,7 @@
 
 GraNd (Paul et al. 2021, arXiv 2107.07075), TracIn-CP (Pruthi et al. 2020, arXiv 2002.08484) and VoG (Agarwal et al. 2022, arXiv
 2008.11600). GraNd and TracIn take the gradient with respect to the last layers, the two projections to the common space, as TracIn's
-paper recommends for large models; for those it is exact. A projection e = W h has no bias, so the gradient of a pair's loss is the
+paper recommends for large models; for their matrices it is exact (the ResNet's projection also has a bias, which is left out). Of e = W h the gradient is the
 outer product of a = dL/de and h, and is never formed: <g, g'> = <a, a'><h, h'>, images and texts added up. The loss is that of
 :func:`coreclip.selection.clip_gradients`: the pair against a frozen bank of others, both directions' mean; as in training, pairs that
 say the same (the same caption or class) are not contrasted. A pair's text is its first caption, its image the centre crop. Left out:

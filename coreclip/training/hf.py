@@ -28,7 +28,7 @@ from coreclip.training.checkpoint_files import (
     three_numbers,
 )
 from coreclip.training.model import Clip
-from coreclip.training.tensor_names import Tie, tie, tie_layer, to_ours, to_theirs
+from coreclip.training.tensor_names import Tie, tie, tie_blocks, tie_layer, to_ours, to_theirs
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _LEGACY_END = 2  # configurations of before 2023 name this id, and their models read the largest id of a caption
@@ -156,6 +156,11 @@ def _preprocessing(folder: Path, where: str, image_size: int) -> tuple[tuple[flo
     )
 
 
+_LAYERS = {
+    "norm1": "layer_norm1", "out": "self_attn.out_proj", "norm2": "layer_norm2", "mlp.wide": "mlp.fc1", "mlp.out": "mlp.fc2",
+}  # fmt: skip
+
+
 def hf_ties(config: Config) -> list[Tie]:
     """Return which tensor of a ``CLIPModel`` is which of ours."""
     vision = "vision_model.embeddings"
@@ -178,16 +183,10 @@ def hf_ties(config: Config) -> list[Tie]:
 
 
 def _tie_blocks(ours: str, theirs: str, depth: int) -> list[Tie]:
-    ties: list[Tie] = []
-    for number in range(depth):
-        block, layer = f"{ours}.blocks.{number}", f"{theirs}.encoder.layers.{number}"
-        ties += tie_layer(f"{block}.norm1", f"{layer}.layer_norm1")
-        ties += tie_layer(f"{block}.qkv", *(f"{layer}.self_attn.{name}_proj" for name in "qkv"))
-        ties += tie_layer(f"{block}.out", f"{layer}.self_attn.out_proj")
-        ties += tie_layer(f"{block}.norm2", f"{layer}.layer_norm2")
-        ties += tie_layer(f"{block}.mlp.wide", f"{layer}.mlp.fc1")
-        ties += tie_layer(f"{block}.mlp.out", f"{layer}.mlp.fc2")
-    return ties
+    def qkv(layer: str, block: str) -> list[Tie]:
+        return tie_layer(layer, *(f"{block}.self_attn.{name}_proj" for name in "qkv"))
+
+    return tie_blocks(ours, f"{theirs}.encoder.layers", depth, _LAYERS, qkv)
 
 
 def save_hf(model: Clip, tokenizer: Tokenizer, config: Config, folder: str | Path) -> None:

@@ -297,9 +297,14 @@ def equal_pairs(tokens: Tensor, labels: Tensor | None = None) -> Tensor:
     bool (b, b)
     """
     _, caption = torch.unique(tokens, dim=0, return_inverse=True)
-    same = caption.unsqueeze(1) == caption
+    return _equal(caption, labels, slice(None))
+
+
+def _equal(caption: Tensor, labels: Tensor | None, own: slice) -> Tensor:
+    """Which of the m pairs, by numbers of their captions and their classes, say the same as some of them, bool (k, m)."""
+    same = caption[own].unsqueeze(1) == caption
     if labels is not None:
-        same = same | ((labels.unsqueeze(1) == labels) & (labels >= 0))
+        same = same | ((labels[own].unsqueeze(1) == labels) & (labels >= 0))
     return same
 
 
@@ -324,9 +329,8 @@ def pairs_of(tokens: Tensor, labels: Tensor | None, weight: Tensor, own: slice |
     if own is None:
         return Pairs(weight, equal_pairs(tokens, labels), None, slice(0, len(tokens)))
     _, caption = torch.unique(tokens, dim=0, return_inverse=True)
-    same, first = caption[own].unsqueeze(1) == caption, first_of_group(caption)
+    same, first = _equal(caption, labels, own), first_of_group(caption)
     if labels is not None:
-        same = same | ((labels[own].unsqueeze(1) == labels) & (labels >= 0))
         by_class = first_of_group(torch.where(labels >= 0, labels, labels.amax() + 1))
         first = torch.where(labels >= 0, torch.minimum(first, by_class), first)
     return Pairs(weight, same, first, own)

@@ -34,7 +34,7 @@ from coreclip.training.checkpoint_files import (
 from coreclip.training.hf import write_vocabulary
 from coreclip.training.image_towers import RESNET_STRIDE, STAGES
 from coreclip.training.model import Clip
-from coreclip.training.tensor_names import Tie, tie, tie_layer, tie_norm, to_ours, to_theirs
+from coreclip.training.tensor_names import Tie, tie, tie_blocks, tie_layer, tie_norm, to_ours, to_theirs
 from coreclip.training.torchscript_tensors import is_torchscript
 
 _CONFIG = "open_clip_config.json"
@@ -262,6 +262,9 @@ def _preprocessing(where: str, stored: Any) -> tuple[tuple[float, ...], tuple[fl
     )
 
 
+_LAYERS = {"norm1": "ln_1", "out": "attn.out_proj", "norm2": "ln_2", "mlp.wide": "mlp.c_fc", "mlp.out": "mlp.c_proj"}
+
+
 def open_clip_ties(config: Config) -> list[Tie]:
     """Return which tensor of open_clip's ``CLIP`` is which of ours."""
     m = config.model
@@ -289,17 +292,11 @@ def _tie_vit(depth: int) -> list[Tie]:
 
 
 def _tie_blocks(ours: str, theirs: str, depth: int) -> list[Tie]:
-    ties: list[Tie] = []
-    for number in range(depth):
-        block, layer = f"{ours}.blocks.{number}", f"{theirs}.resblocks.{number}"
-        ties += tie_layer(f"{block}.norm1", f"{layer}.ln_1")
-        ties += tie(f"{block}.qkv.weight", f"{layer}.attn.in_proj_weight")
-        ties += tie(f"{block}.qkv.bias", f"{layer}.attn.in_proj_bias")
-        ties += tie_layer(f"{block}.out", f"{layer}.attn.out_proj")
-        ties += tie_layer(f"{block}.norm2", f"{layer}.ln_2")
-        ties += tie_layer(f"{block}.mlp.wide", f"{layer}.mlp.c_fc")
-        ties += tie_layer(f"{block}.mlp.out", f"{layer}.mlp.c_proj")
-    return ties
+    def qkv(layer: str, block: str) -> list[Tie]:
+        names = ("weight", "bias")
+        return [one for name in names for one in tie(f"{layer}.{name}", f"{block}.attn.in_proj_{name}")]
+
+    return tie_blocks(ours, f"{theirs}.resblocks", depth, _LAYERS, qkv)
 
 
 def _tie_resnet(blocks: tuple[int, ...]) -> list[Tie]:

@@ -3,7 +3,7 @@
 A format is a list of :class:`Tie`. Read from left to right it writes a checkpoint, from right to left it reads one, bit for bit.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +44,32 @@ def tie_norm(ours: str, theirs: str) -> list[Tie]:
     """Return the ties of a batch normalisation: weight, bias and statistics."""
     names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     return [Tie(f"{ours}.{name}", (f"{theirs}.{name}",)) for name in names]
+
+
+def tie_blocks(
+    ours: str, theirs: str, depth: int, layers: Mapping[str, str], qkv: Callable[[str, str], list[Tie]]
+) -> list[Tie]:
+    """Return the ties of a Transformer's blocks.
+
+    Parameters
+    ----------
+    ours : str
+        Our tower.
+    theirs : str
+        What their blocks' numbers follow.
+    depth : int
+    layers : mapping of str to str
+        Our layers' names within a block to theirs.
+    qkv : callable
+        Returns the ties of queries, keys and values, given the names of our layer and of their block.
+    """
+    ties: list[Tie] = []
+    for number in range(depth):
+        block, other = f"{ours}.blocks.{number}", f"{theirs}.{number}"
+        ties += qkv(f"{block}.qkv", other)
+        for name, their_name in layers.items():
+            ties += tie_layer(f"{block}.{name}", f"{other}.{their_name}")
+    return ties
 
 
 def to_ours(

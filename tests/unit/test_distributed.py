@@ -20,7 +20,7 @@ from coreclip.training.model import build_model
 from coreclip.training.objectives import make_objective
 from coreclip.training.steps import Rows, pairs_per_pass, to_device, training_loader
 from coreclip.training.trainer import _check_processes
-from tests.helpers import make_dataset
+from tests.helpers import CLASSES, make_dataset
 from tests.unit.test_large_batch import CNN, VIT, DoubleClip, double_model, make_rows, with_settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -82,9 +82,7 @@ def run_rank(path, teacher, out):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return make_dataset(
-        tmp_path_factory.mktemp("data") / "set", 12, labels=("red", "dog", "house", "boat", "cat", "blue")
-    )
+    return make_dataset(tmp_path_factory.mktemp("data") / "set", 12, labels=CLASSES)
 
 
 @pytest.fixture(scope="module")

@@ -9,22 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from coreclip.config import Config, DataConfig, ModelConfig, TrainConfig
 from coreclip.errors import CoreclipError
 from coreclip.training import ClipModel, embed, evaluate, ranking, train
 from coreclip.training import features as features_module
 from coreclip.training.features import encode_unique, mean_direction
 from coreclip.training.prompts import class_features
 from coreclip.training.ranking import best_ranks, chance_at, recall_at, text_groups
-from tests.helpers import make_dataset
+from tests.helpers import BY_HEART, make_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-CONFIG = Config(
-    data=DataConfig(image_size=16, batch_size=6, workers=1),
-    model=ModelConfig(image_width=8, text_width=16, text_depth=1, heads=2, embed_dim=8, context=16),
-    train=TrainConfig(precision="fp32", lr=5e-3, signals=False),
-)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +25,7 @@ def trained(tmp_path_factory):
     """Twelve pairs and a run that knows them by heart."""
     folder = tmp_path_factory.mktemp("trained")
     data = make_dataset(folder / "set", 12, captions_per_pair=(2, 1, 3))
-    train(data, folder / "run", config=CONFIG, epochs=40)
+    train(data, folder / "run", config=BY_HEART, epochs=40)
     return data, folder / "run"
 
 

@@ -15,7 +15,7 @@ from coreclip.training.model import END, Clip, build_model, set_bias
 from coreclip.training.objectives import make_objective
 from coreclip.training.steps import Rows
 from coreclip.training.text_towers import caption_lengths
-from tests.helpers import make_dataset
+from tests.helpers import CLASSES, make_dataset
 from tests.unit.test_train import Stop, StopAfter, lines, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -89,9 +89,7 @@ def gradients(model, data, config, rows, *, seed=1):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return make_dataset(
-        tmp_path_factory.mktemp("data") / "set", 12, labels=("red", "dog", "house", "boat", "cat", "blue")
-    )
+    return make_dataset(tmp_path_factory.mktemp("data") / "set", 12, labels=CLASSES)
 
 
 @pytest.fixture(scope="module")

@@ -6,18 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from coreclip.config import Config, DataConfig, ModelConfig, TrainConfig
 from coreclip.errors import CoreclipError
 from coreclip.training import ClipModel, classify, rerank, train
-from tests.helpers import make_dataset
+from tests.helpers import BY_HEART, make_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-CONFIG = Config(
-    data=DataConfig(image_size=16, batch_size=6, workers=1),
-    model=ModelConfig(image_width=8, text_width=16, text_depth=1, heads=2, embed_dim=8, context=16),
-    train=TrainConfig(precision="fp32", lr=5e-3, signals=False),
-)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +18,7 @@ def known(tmp_path_factory):
     """A run, and a folder with the six images that it was trained on, called by their numbers."""
     at = tmp_path_factory.mktemp("known")
     data = make_dataset(at / "set", 6, captions_per_pair=(1,))
-    train(data, at / "run", config=CONFIG, epochs=100)
+    train(data, at / "run", config=BY_HEART, epochs=100)
     (at / "images").mkdir()
     for i in range(6):
         (at / "images" / f"{i}.jpg").write_bytes(data.image_bytes(i))

@@ -8,27 +8,20 @@ import pytest
 import torch
 from PIL import Image
 
-from coreclip.config import Config, DataConfig, ModelConfig, TrainConfig
 from coreclip.errors import CoreclipError
 from coreclip.pipeline import Dataset, convert, make_loader
 from coreclip.pipeline.image_files import see_images
 from coreclip.training import ClipModel, clip_model, embed, retrieval, search, search_all, train
-from tests.helpers import make_dataset, make_pixels
+from tests.helpers import BY_HEART, make_dataset, make_pixels
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-CONFIG = Config(
-    data=DataConfig(image_size=16, batch_size=6, workers=1),
-    model=ModelConfig(image_width=8, text_width=16, text_depth=1, heads=2, embed_dim=8, context=16),
-    train=TrainConfig(precision="fp32", lr=5e-3, signals=False),
-)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     data = make_dataset(folder / "set", 12)
-    train(data, folder / "run", config=CONFIG, epochs=60)
+    train(data, folder / "run", config=BY_HEART, epochs=60)
     return data, folder / "run"
 
 
