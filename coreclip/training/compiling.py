@@ -4,7 +4,7 @@ A whole Transformer takes a minute to compile, and again for another shape; its 
 is to fuse: normalisations, activations, sums of residuals. A convolutional tower is compiled whole. Left out: CUDA graphs.
 """
 
-import logging
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -64,7 +64,7 @@ def decide_compile(
         compiled = _seconds(step)
     except Exception as error:  # the compiler's own failures are of many kinds, and training can do without it
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        logging.getLogger(__name__).warning("torch.compile fails here, training goes on without it: %s", reason)
+        print(f"coreclip: torch.compile fails here, training goes on without it: {reason}", file=sys.stderr)
         return {"compile": False, "compile_error": reason}
     return {
         "compile": eager / compiled >= _LEAST_GAIN,
