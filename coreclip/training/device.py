@@ -1,8 +1,13 @@
-"""Names of devices to torch devices, once per command."""
+"""What torch computes on: the device that a name stands for, the threads of the CPU."""
+
+import contextlib
+from collections.abc import Iterator
 
 import torch
 
 from coreclip.errors import CoreclipError
+
+_MOST_THREADS = 1024
 
 
 def resolve_device(name: str) -> torch.device:
@@ -29,3 +34,24 @@ def resolve_device(name: str) -> torch.device:
             "here; use --device cpu, or install a CUDA build of torch"
         )
     return torch.device(name)
+
+
+def check_threads(threads: int) -> None:
+    """Refuse a number of threads that torch can't have."""
+    if not 1 <= threads <= _MOST_THREADS:
+        raise CoreclipError(
+            f"threads = {threads} is not allowed: 1 to {_MOST_THREADS}; leave it out for torch's own number"
+        )
+
+
+@contextlib.contextmanager
+def torch_threads(threads: int | None) -> Iterator[int]:
+    """Let torch have ``threads`` threads inside, its own number for None; yields how many. Refuses as :func:`check_threads`."""
+    if threads is not None:
+        check_threads(threads)
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if threads is None else threads)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)

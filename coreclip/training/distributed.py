@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from coreclip.config import Config
 from coreclip.errors import CoreclipError
 from coreclip.randomness import hash64
 from coreclip.training.device import resolve_device
@@ -253,3 +254,21 @@ def _exchange() -> Iterator[None]:
             f"another process of the run has ended ({cause}); a run needs all of them; look at its own "
             "messages, then run the same command again: it goes on"
         ) from None
+
+
+def check_processes(ranks: Ranks, config: Config) -> None:
+    """Refuse a configuration that several processes can't train together."""
+    if ranks.size == 1:
+        return
+    reasons = {
+        f"jest.keep = {config.jest.keep}": config.jest.keep < 1
+        and "rows are chosen among a whole batch, which no process has",
+        f"reselect.every = {config.reselect.every}": config.reselect.every and "pairs are chosen by one process",
+        f"data.sizes = {config.data.sizes}": config.data.sizes
+        and "each process would choose the size by its own clock",
+    }
+    for name, reason in reasons.items():
+        if reason:
+            raise CoreclipError(
+                f"{name} is not allowed with {ranks.size} processes: {reason}; leave it out, or train in one process"
+            )

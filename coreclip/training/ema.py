@@ -74,3 +74,8 @@ def power_of(width: float) -> float:
     """
     t = width**-2
     return float(np.roots([1, 7, 16 - t, 12 - t]).real.max())
+
+
+def averaged(average: WeightAverage | None) -> contextlib.AbstractContextManager[None]:
+    """The average's :meth:`WeightAverage.inside`, or nothing where there is none."""
+    return contextlib.nullcontext() if average is None else average.inside()

@@ -8,8 +8,7 @@ one would pay for that. Left out: GPUs.
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,13 +20,13 @@ import torch
 from coreclip.errors import CoreclipError
 from coreclip.pipeline import Dataset
 from coreclip.training.clip_model import ClipModel
+from coreclip.training.device import torch_threads
 from coreclip.training.export_formats import FORMATS
 from coreclip.training.export_inputs import dataset_inputs, drawn_inputs
 from coreclip.training.export_job import TOWERS, Runner
 from coreclip.training.export_parity import reference_features
 from coreclip.training.exported_model import open_export, read_description
 from coreclip.training.exporting import export
-from coreclip.training.steps import check_threads
 from coreclip.training.torch_export import as_numpy
 from coreclip.training.towers_for_export import make_tower
 
@@ -114,7 +113,7 @@ def compare_runtimes(
     )
     left_out: dict[str, str] = {}
     timings: list[Timing] = []
-    with tempfile.TemporaryDirectory() as temporary, _threads(threads) as used:
+    with tempfile.TemporaryDirectory() as temporary, torch_threads(threads) as used:
         runners: dict[str, Runner] = {}
         for name in runtimes:
             try:
@@ -144,19 +143,6 @@ def _check(runtimes: Sequence[str], batch_sizes: Sequence[int], rounds: int) -> 
         raise CoreclipError(
             f"batch_sizes = {list(batch_sizes)}, rounds = {rounds} are not allowed: at least one size, each 1 or more, and one round"
         )
-
-
-@contextmanager
-def _threads(threads: int | None) -> Iterator[int]:
-    """Torch on so many threads for a while; yields how many there are."""
-    before = torch.get_num_threads()
-    if threads is not None:
-        check_threads(threads)
-        torch.set_num_threads(threads)
-    try:
-        yield torch.get_num_threads()
-    finally:
-        torch.set_num_threads(before)
 
 
 def _runner(

@@ -17,7 +17,7 @@ from coreclip.config import Config
 from coreclip.errors import CoreclipError
 from coreclip.pipeline import Augment, Batch, Dataset, Loader, Tokenizer, make_loader
 from coreclip.training.compiling import compile_blocks, decide_compile
-from coreclip.training.device import resolve_device
+from coreclip.training.device import check_threads, resolve_device
 from coreclip.training.distributed import ONE, Ranks
 from coreclip.training.ema import WeightAverage
 from coreclip.training.jest import make_selector
@@ -30,7 +30,6 @@ from coreclip.training.watch import NoWatch, Watch
 
 # bf16 must win clearly: a choice that noise could turn would make two equal commands differ.
 _LEAST_BF16_GAIN = 1.1
-_MOST_THREADS = 1024
 
 
 @dataclass
@@ -91,14 +90,6 @@ def no_usable_batch() -> CoreclipError:
         "no batch has two pairs with an image that decodes and a weight above 0, and a contrast needs two; "
         "look at the subset's weights, or run the same convert command again: it checks every file"
     )
-
-
-def check_threads(threads: int) -> None:
-    """Refuse a number of threads that torch can't have."""
-    if not 1 <= threads <= _MOST_THREADS:
-        raise CoreclipError(
-            f"threads = {threads} is not allowed: 1 to {_MOST_THREADS}; leave it out for torch's own number"
-        )
 
 
 def training_loader(dataset: Dataset, config: Config, subset: Any, tokenizer: Tokenizer, ranks: Ranks = ONE) -> Loader:

@@ -7,42 +7,40 @@ checkpoint was, bit for bit where the budget is samples or epochs. Several proce
 
 import collections
 import contextlib
-import hashlib
 import math
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from coreclip.config import Config, config_to_table
-from coreclip.errors import CoreclipError
-from coreclip.files import lock, sha256_file, write_json
-from coreclip.pipeline import Batch, Dataset, Loader, Tokenizer
+from coreclip.config import Config
+from coreclip.files import lock, write_json
+from coreclip.pipeline import Batch, Dataset
 from coreclip.training.ahead import AheadOnDevice
+from coreclip.training.asked import all_asked
 from coreclip.training.compiling import compile_blocks
-from coreclip.training.device import resolve_device
-from coreclip.training.distributed import Ranks, cut, processes
-from coreclip.training.ema import WeightAverage
+from coreclip.training.device import resolve_device, torch_threads
+from coreclip.training.distributed import Ranks, check_processes, cut, processes
+from coreclip.training.ema import WeightAverage, averaged
+from coreclip.training.finite import LastGradient, check_weights, refuse_not_finite
+from coreclip.training.interrupts import interrupts
 from coreclip.training.jest import JestSelector, make_selector
 from coreclip.training.logs import MetricsLog, summary_writer
 from coreclip.training.loss import LEAST_ROWS
-from coreclip.training.model import Clip, new_model, set_bias
-from coreclip.training.objectives import Objective, make_objective
+from coreclip.training.model import Clip
+from coreclip.training.objectives import make_objective
 from coreclip.training.panel import make_display
-from coreclip.training.positions import with_image_size
+from coreclip.training.place import Place, restore, state_of
 from coreclip.training.reselection import Reselector, make_reselector
 from coreclip.training.resolution import GrowingImages
 from coreclip.training.schedule import Budget, learning_rate, parts_passed
 from coreclip.training.signals import SignalRecorder
+from coreclip.training.starting import first_model
 from coreclip.training.steps import (
-    check_threads,
     decide_speed,
     labels_of,
     make_optimiser,
@@ -57,11 +55,9 @@ from coreclip.training.store import (
     drop_weights,
     keep_weights,
     load_checkpoint,
-    load_run,
     open_run,
     save_checkpoint,
     save_weights,
-    weights_file,
 )
 from coreclip.training.validation import Validator, check_validation
 from coreclip.training.watch import NoWatch, Watch
@@ -184,13 +180,13 @@ def train(
         target_device = resolve_device(device) if ranks.device is None else ranks.device
         if ranks.is_first:
             stack.enter_context(lock(run))
-        stack.enter_context(_torch_threads(threads))
+        stack.enter_context(torch_threads(threads))
         stack.enter_context(torch.random.fork_rng(devices=[]))
         torch.manual_seed(config.train.seed)
 
         # The run: what is asked for, what is there already.
-        model, tokenizer = _first_model(dataset, config, init_from)
-        _check_processes(ranks, config)
+        model, tokenizer = first_model(dataset, config, init_from)
+        check_processes(ranks, config)
         pairs = training_loader(dataset, config, subset, tokenizer, ranks)
         objective = make_objective(dataset, config, tokenizer, ranks)
         jest = make_selector(dataset, config, tokenizer, target_device)
@@ -199,7 +195,7 @@ def train(
             check_validation(validation, dataset)
         if tensorboard:
             summary_writer()  # a missing package is told of before there is a run
-        asked = _asked(dataset, config, budget, subset, init_from, jest, objective)
+        asked = all_asked(dataset, config, budget, subset, init_from, jest, objective)
         record = ranks.once(lambda: open_run(run, asked, config, tokenizer))
         if record["finished"]:
             return TrainReport(**record["report"])
@@ -214,9 +210,9 @@ def train(
         total = budget.total_samples(pairs_per_pass(pairs.n_samples, config.super_batch_size, ranks.size))
         usable_seconds = budget.usable_seconds()
         state = ranks.once(lambda: load_checkpoint(run))
-        place = _Place()
+        place = Place()
         if state is not None:
-            place = _restore(state, model, optimiser, pairs, signals, average, reselector)
+            place = restore(state, model, optimiser, pairs, signals, average, reselector)
         if ranks.is_first:
             cut_metrics(run / "metrics.jsonl", place.step if state is not None else -1)
             drop_weights(run, place.step)
@@ -227,7 +223,7 @@ def train(
         saved_at = logged_at = ranks.first(clock.seconds())
         logged_samples = place.samples_seen
         step_seconds = cycle_seconds = wait_seconds = 0.0
-        stop = stack.enter_context(_interrupts(second=ranks.size == 1))
+        stop = stack.enter_context(interrupts(second=ranks.size == 1))
         display = make_display(
             total=total,
             usable_seconds=usable_seconds,
@@ -252,7 +248,7 @@ def train(
         loader = AheadOnDevice(pairs, target_device, through=growth)
         if not place.finished:
             _reselect(reselector, model, loader, growth, place, end_seconds - clock.seconds(), log)
-        is_compiled, last = False, _LastGradient()
+        is_compiled, last = False, LastGradient()
         ready = clock.seconds()
         for batch in watch.iterate("wait", () if place.finished else _batches(loader)):
             begin, ready, delivered = ranks.begin_step(clock.seconds(), ready, batch.index)  # pairs, of each process
@@ -302,7 +298,7 @@ def train(
                 loss = result.loss.item()
             last.check(ranks)
             if not math.isfinite(loss):
-                _refuse_not_finite("the loss", loss, place.step, ranks.indices(rows.index))
+                refuse_not_finite("the loss", loss, place.step, ranks.indices(rows.index))
             if place.step == 0 and ranks.is_first and result.floor.item() > _LEAST_TOLD_FLOOR:
                 _report_floor(result.floor.item())
             with watch.stage("metrics"):  # before the backward pass: a device is waited for once
@@ -316,7 +312,7 @@ def train(
             with watch.stage("optimiser"):
                 rate = learning_rate(config.train.lr, config.train.warmup, step=place.step, fraction=fraction)
                 norm = update(model, optimiser, clip_norm=config.train.clip_norm, rate=rate)
-                last = _LastGradient(norm, place.step, rows.index)
+                last = LastGradient(norm, place.step, rows.index)
                 if average is not None:
                     average.update(place.step + 1)
 
@@ -372,7 +368,7 @@ def train(
                     place.seconds, place.losses = clock.seconds(), list(losses)
                     log.flush()
                     if ranks.is_first:
-                        save_checkpoint(run, _state(place, model, optimiser, loader, signals, average))
+                        save_checkpoint(run, state_of(place, model, optimiser, loader, signals, average))
                     saved_at = ranks.first(clock.seconds())  # the others wait: torchrun ends all when one has ended
             watch.step(wanted)
             if interrupted:
@@ -387,9 +383,9 @@ def train(
         place.seconds, place.losses, place.finished = clock.seconds(), list(losses), True
         log.flush()
         if ranks.is_first:
-            save_checkpoint(run, _state(place, model, optimiser, loader, signals, average))
-        stack.enter_context(_averaged(average))
-        _check_weights(model)
+            save_checkpoint(run, state_of(place, model, optimiser, loader, signals, average))
+        stack.enter_context(averaged(average))
+        check_weights(model)
         if ranks.is_first:
             save_weights(run / "model.safetensors", model)
         seconds = clock.seconds()
@@ -412,125 +408,6 @@ def train(
                 record | {"finished": True, "report": asdict(report), "logit_scale": model.logit_scale.item()},
             )
         return report
-
-
-# --------------------------------------------------------------------------------------------------------------------- set-up
-
-
-def _first_model(dataset: Dataset, config: Config, init_from: str | Path | None) -> tuple[Clip, Tokenizer]:
-    """The model at step 0 and the tokenizer that is its own from then on."""
-    if config.train.freeze and init_from is None:
-        raise CoreclipError(
-            f"train.freeze = {config.train.freeze!r} keeps a tower that was never trained; name a start by --init-from, or leave it out"
-        )
-    if init_from is None:
-        tokenizer = dataset.tokenizer()
-        return new_model(config, tokenizer), tokenizer
-    model, tokenizer, other = load_run(init_from, torch.device("cpu"))
-    for key, value in asdict(other.model).items():
-        if getattr(config.model, key) != value:
-            raise CoreclipError(
-                f"{init_from} has model.{key} = {value!r}, the configuration asks for {getattr(config.model, key)!r}; a start keeps its "
-                "model; leave [model] and --preset out"
-            )
-    if other.data.image_size != config.data.image_size:
-        model = with_image_size(model, other, config.data.image_size)
-    set_bias(model, config)
-    return model, tokenizer
-
-
-def _check_processes(ranks: Ranks, config: Config) -> None:
-    """Refuse what several processes can't do together."""
-    if ranks.size == 1:
-        return
-    reasons = {
-        f"jest.keep = {config.jest.keep}": config.jest.keep < 1
-        and "rows are chosen among a whole batch, which no process has",
-        f"reselect.every = {config.reselect.every}": config.reselect.every and "pairs are chosen by one process",
-        f"data.sizes = {config.data.sizes}": config.data.sizes
-        and "each process would choose the size by its own clock",
-    }
-    for name, reason in reasons.items():
-        if reason:
-            raise CoreclipError(
-                f"{name} is not allowed with {ranks.size} processes: {reason}; leave it out, or train in one process"
-            )
-
-
-def _asked(
-    dataset: Dataset,
-    config: Config,
-    budget: Budget,
-    subset: Any,
-    init_from: str | Path | None,
-    jest: JestSelector | None,
-    objective: Objective,
-) -> dict[str, Any]:
-    """All that decides the result, as JSON values."""
-    teacher = {} if objective.teacher is None else {"distill_features": objective.teacher.sha256}
-    return (
-        ({} if jest is None else {"jest_reference": jest.sha256})
-        | teacher
-        | {
-            "fingerprint": dataset.fingerprint,
-            "config": config_to_table(config),
-            "budget": {name: value for name, value in asdict(budget).items() if value is not None},
-            "subset": _subset_provenance(subset),
-            "init_from": None if init_from is None else sha256_file(weights_file(init_from)),
-        }
-    )
-
-
-def _subset_provenance(subset: Any) -> dict[str, Any]:
-    if subset is None:
-        return {"k": None}
-    indices = _indices(subset)
-    weights = np.ascontiguousarray(getattr(subset, "weights", np.ones(len(indices))), dtype=np.float64)
-    return {
-        "k": len(indices),
-        "sha256": hashlib.sha256(indices.tobytes() + weights.tobytes()).hexdigest(),
-        "method": getattr(subset, "method", None),
-    }
-
-
-def _indices(subset: Any) -> np.ndarray:
-    return np.ascontiguousarray(getattr(subset, "indices", subset), dtype=np.int64)
-
-
-@contextlib.contextmanager
-def _torch_threads(threads: int | None) -> Iterator[None]:
-    if threads is not None:
-        check_threads(threads)
-    before = torch.get_num_threads()
-    torch.set_num_threads(before if threads is None else threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _interrupts(*, second: bool) -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into an event that the loop looks at between two steps; a ``second`` one interrupts at once.
-
-    ``torchrun`` passes a terminal's Ctrl-C on to processes that have had it already: they do without the second one.
-    """
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event  # signals reach the main thread only
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def note(number: int, frame: object) -> None:
-        event.set()
-        if second:
-            signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _seconds_left(total: int | None, seconds: float, batch_size: int) -> Callable[[float], float]:
@@ -556,7 +433,7 @@ def _wanted(delivered: int, jest: JestSelector | None) -> int:
     return delivered if jest is None else jest.wanted(delivered)
 
 
-def _end_batch(place: "_Place", loader: AheadOnDevice, signals: SignalRecorder | None) -> None:
+def _end_batch(place: Place, loader: AheadOnDevice, signals: SignalRecorder | None) -> None:
     """Count a batch, and end the pass with its last one."""
     place.step_in_pass += 1
     if place.step_in_pass == len(loader):
@@ -566,13 +443,9 @@ def _end_batch(place: "_Place", loader: AheadOnDevice, signals: SignalRecorder |
             signals.end_pass()
 
 
-def _end_seconds(usable_seconds: float, place: "_Place") -> float:
+def _end_seconds(usable_seconds: float, place: Place) -> float:
     """Return when the last step should end: what an evaluation takes is kept back for the one that follows it."""
     return max(usable_seconds - place.last_evaluation_seconds, 0.5 * usable_seconds)
-
-
-def _averaged(average: WeightAverage | None) -> contextlib.AbstractContextManager[None]:
-    return contextlib.nullcontext() if average is None else average.inside()
 
 
 def _evaluate(
@@ -580,14 +453,14 @@ def _evaluate(
     validator: Validator,
     model: Clip,
     average: WeightAverage | None,
-    place: "_Place",
+    place: Place,
     log: MetricsLog,
-) -> "_Place":
+) -> Place:
     """Measure the model, or its average, in the first process, and note the result in the place that is returned to all."""
     if not ranks.is_first:
         return ranks.first(place)
     log.display.say("evaluating")
-    with _averaged(average):
+    with averaged(average):
         result = validator.measure(model)
     place.evaluations += 1
     place.evaluation_seconds += result["seconds"]
@@ -609,7 +482,7 @@ def _reselect(
     model: Clip,
     loader: AheadOnDevice,
     growth: GrowingImages,
-    place: "_Place",
+    place: Place,
     seconds_left: float,
     log: MetricsLog,
 ) -> None:
@@ -643,36 +516,6 @@ def _first_rows(batch: Batch, n: int) -> Batch:
     return replace(batch, **{name: value[:n] for name, value in vars(batch).items()})
 
 
-@dataclass(frozen=True)
-class _LastGradient:
-    """The norm of the gradient of the last step, to be looked at when the device has been waited for anyway."""
-
-    norm: torch.Tensor | None = None
-    step: int = 0
-    index: np.ndarray | None = None
-
-    def check(self, ranks: Ranks) -> None:
-        """Refuse one that is not finite."""
-        if self.norm is not None and self.index is not None and not math.isfinite(norm := self.norm.item()):
-            _refuse_not_finite("the gradient's norm", norm, self.step, ranks.indices(self.index))
-
-
-def _refuse_not_finite(what: str, value: float, step: int, index: np.ndarray) -> None:
-    shown = ", ".join(map(str, index[:8].tolist())) + (", ..." if len(index) > 8 else "")
-    raise CoreclipError(
-        f"{what} is {value} at step {step} (batch with the indices {shown}); a run needs finite ones; "
-        "train into another folder with a lower train.lr, or with train.precision=fp32"
-    )
-
-
-def _check_weights(model: Clip) -> None:
-    if not all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values()):
-        raise CoreclipError(
-            "the weights are not finite after the last step; a model needs finite ones; train into another folder with a lower "
-            "train.lr, or with train.precision=fp32"
-        )
-
-
 def _report_floor(floor: float) -> None:
     print(
         f"coreclip: the loss cannot fall below about {floor:.2f} on these batches: captions or classes repeat, and equal pairs share "
@@ -688,75 +531,3 @@ def _report_broken(indices: list[int]) -> None:
         '(metrics.jsonl counts them as "broken")',
         file=sys.stderr,
     )
-
-
-# --------------------------------------------------------------------------------------------------------------- checkpoints
-
-
-@dataclass
-class _Place:
-    """Where a run is."""
-
-    step: int = 0
-    samples_seen: int = 0
-    step_in_pass: int = 0
-    passes: int = 0  # that are over
-    delivered: int = 0  # pairs to be trained on of all batches, of those without a step too
-    selected: int = -1  # passes that were over when the pairs were chosen; -1 where they are those that were given
-    reselections: int = 0
-    reselection_seconds: float = 0.0
-    parts: int = 0  # of the budget, between two evaluations, that have passed
-    evaluations: int = 0
-    evaluation_seconds: float = 0.0
-    last_evaluation_seconds: float = 0.0
-    best_recall: float = -1.0
-    best_step: int | None = None
-    broken: int = 0
-    skipped: int = 0  # batches without a step since the last one with one
-    scored: int = 0  # pairs that rows were selected among
-    kept: int = 0  # checkpoints of the budget's parts that have passed
-    finished: bool = False
-    seconds: float = 0.0
-    losses: list[float] | tuple[float, ...] = ()
-
-
-def _state(
-    place: _Place,
-    model: Clip,
-    optimiser: torch.optim.AdamW,
-    loader: AheadOnDevice,
-    signals: SignalRecorder | None,
-    average: WeightAverage | None,
-) -> dict[str, Any]:
-    return {
-        "place": asdict(place),
-        "model": model.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "loader": loader.state_dict(),
-        "signals": None if signals is None else signals.state_dict(),
-        "average": None if average is None else average.state_dict(),
-        "random": torch.get_rng_state(),
-    }
-
-
-def _restore(
-    state: dict[str, Any],
-    model: Clip,
-    optimiser: torch.optim.AdamW,
-    loader: Loader,
-    signals: SignalRecorder | None,
-    average: WeightAverage | None,
-    reselector: Reselector | None,
-) -> _Place:
-    place = _Place(**state["place"])
-    model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
-    if average is not None:
-        average.load_state_dict(state["average"])
-    if reselector is not None and place.selected >= 0:
-        loader.set_subset(reselector.load(place.selected))
-    loader.load_state_dict(state["loader"])
-    if signals is not None:
-        signals.load_state_dict(state["signals"])
-    torch.set_rng_state(state["random"])
-    return place

@@ -15,11 +15,10 @@ from coreclip.config import DistillConfig, JestConfig, ReselectConfig
 from coreclip.errors import CoreclipError
 from coreclip.pipeline import Dataset
 from coreclip.training import embed, processes, train
-from coreclip.training.distributed import ONE, Ranks, cut
+from coreclip.training.distributed import ONE, Ranks, check_processes, cut
 from coreclip.training.model import build_model
 from coreclip.training.objectives import make_objective
 from coreclip.training.steps import Rows, pairs_per_pass, to_device, training_loader
-from coreclip.training.trainer import _check_processes
 from tests.helpers import CLASSES, make_dataset
 from tests.unit.test_large_batch import CNN, VIT, DoubleClip, double_model, make_rows, with_settings
 
@@ -219,6 +218,6 @@ def test_what_several_processes_can_not_do_is_refused(data, tmp_path):
         ),
     ):
         with pytest.raises(CoreclipError, match=message):
-            _check_processes(two, config)
-        _check_processes(ONE, config)
-    _check_processes(two, VIT)
+            check_processes(two, config)
+        check_processes(ONE, config)
+    check_processes(two, VIT)
