@@ -167,9 +167,8 @@ class Ranks:
         return self.gather(torch.from_numpy(index).to(self.device), counts).cpu().numpy()
 
     def reseed(self, seed: int, step: int) -> None:
-        """With several processes, give torch's generator a state of (seed, step, process): none has to be stored then."""
-        if self.size > 1:
-            torch.manual_seed(int(hash64(seed, step, np.array([self.rank]), _STREAM_TOWERS)[0]))
+        """Give torch's generators a state of (seed, step, process): none has to be stored, and no trial or evaluation shifts it."""
+        torch.manual_seed(int(hash64(seed, step, np.array([self.rank]), _STREAM_TOWERS)[0]))
 
 
 ONE = Ranks()

@@ -1,7 +1,7 @@
 """Image towers: standardised pixels in, one vector for each image out.
 
 Convolutional towers win at small data, small ViTs come next ("Scaling (Down) CLIP", Li et al. 2024, arXiv 2404.08197). The small CNN's
-shapes are chosen for training speed on a CPU: a stem of stride 4, channels last, batch normalisation. The ResNet and the ViT are CLIP's
+shapes are chosen for training speed on a CPU: a stem with a stride, channels last, batch normalisation. The ResNet and the ViT are CLIP's
 (Radford et al. 2021), so that its checkpoints fit them. Left out: dropout, stochastic depth.
 """
 
@@ -22,7 +22,7 @@ RESNET_STRIDE = 32
 def make_image_tower(model: ModelConfig, image_size: int) -> tuple[nn.Module, nn.Linear]:
     """Return the tower, and the projection of its vectors to the common space (with a bias where CLIP's has one)."""
     if model.image_tower == "cnn":
-        return SmallCnn(model.image_width, model.image_depth), _projection(
+        return SmallCnn(model.image_width, model.image_depth, model.image_stride), _projection(
             model.image_width << (STAGES - 1), model, bias=False
         )
     if model.image_tower == "resnet":
@@ -49,11 +49,11 @@ def _projection(width: int, model: ModelConfig, *, bias: bool) -> nn.Linear:
 
 
 class SmallCnn(nn.Module):
-    """A small residual network (He et al. 2016): a 7x7 stem of stride 4, four stages, global average."""
+    """A small residual network (He et al. 2016): a stem of stride 4 (7x7) or 2 (3x3), four stages, global average."""
 
-    def __init__(self, width: int, depth: int) -> None:
+    def __init__(self, width: int, depth: int, stride: int) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, width, 7, stride=4, padding=3, bias=False)
+        self.stem = nn.Conv2d(3, width, 2 * stride - 1, stride=stride, padding=stride - 1, bias=False)
         self.norm = nn.BatchNorm2d(width)
         blocks: list[nn.Module] = []
         previous = width

@@ -43,6 +43,8 @@ class Clip(nn.Module):
         Natural logarithm of the factor on the cosine similarities, at most ``ln 100``.
     logit_bias : float32 () or None
         Is added to the scaled cosines by the sigmoid loss; None, and not in the state, for other objectives.
+    dropout : float
+        Share of the channels of both towers' vectors that are left out before the projections while training.
     """
 
     mean: Tensor
@@ -62,7 +64,7 @@ class Clip(nn.Module):
         self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1))
         self.context, self.end = model.context, end
-        self.is_compiled = False
+        self.is_compiled, self.dropout = False, 0.0
         self._frozen = ""
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -81,7 +83,7 @@ class Clip(nn.Module):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Embed uint8 images (b, 3, size, size) as float32 (b, d) of unit norm."""
-        return F.normalize(self.image_projection(self.image(self.pixels(images))).float(), dim=1)
+        return F.normalize(self.image_projection(self._dropped(self.image(self.pixels(images)))).float(), dim=1)
 
     def encode_text(self, tokens: Tensor, lengths: Tensor | None = None, *, packed: bool = True) -> Tensor:
         """Embed token rows, int64 (b, length), as float32 (b, d) of unit norm.
@@ -98,7 +100,11 @@ class Clip(nn.Module):
         packed : bool
             Whether padding is cut away, which makes shapes depend on values; exports do without.
         """
-        return F.normalize(self.text_projection(self.text_hidden(tokens, lengths, packed=packed)).float(), dim=1)
+        hidden = self._dropped(self.text_hidden(tokens, lengths, packed=packed))
+        return F.normalize(self.text_projection(hidden).float(), dim=1)
+
+    def _dropped(self, vectors: Tensor) -> Tensor:
+        return F.dropout(vectors, self.dropout) if self.training and self.dropout else vectors
 
     def pixels(self, images: Tensor) -> Tensor:
         """Return uint8 images (b, 3, size, size) as the image tower sees them: float, standardised per channel."""
@@ -145,12 +151,14 @@ def build_model(config: Config, *, vocab_size: int, seed: int, end: int = END) -
             end=end,
             temperature=config.train.temperature,
         )
-    set_bias(model, config)
+    fit_to_training(model, config)
     return model
 
 
-def set_bias(model: Clip, config: Config) -> None:
-    """Give the model the bias that the sigmoid loss learns where it has none yet, and take it away for other objectives."""
+def fit_to_training(model: Clip, config: Config) -> None:
+    """Give the model what its training asks for: its share of dropout, and the bias of the sigmoid loss where it has none yet;
+    other objectives have no bias."""
+    model.dropout = config.train.dropout
     if config.train.objective != "sigmoid":
         model.logit_bias = None
     elif model.logit_bias is None:

@@ -21,6 +21,7 @@ from coreclip.training.loss import ContrastiveLoss, Pairs, pairs_of, scaled, sof
 from coreclip.training.model import MAX_LOGIT_SCALE, Clip, set_statistics_share
 from coreclip.training.sigmoid import sigmoid_pairs_loss
 from coreclip.training.text_towers import caption_lengths
+from coreclip.training.word_dropout import drop_words
 
 if TYPE_CHECKING:
     from coreclip.training.steps import Rows
@@ -118,7 +119,7 @@ class Objective:
         bf16 : bool
             Whether the towers run under bf16 autocast.
         step : int
-            Of the run; classes' prompts depend on it.
+            Of the run; classes' prompts and the words that are left out depend on it.
 
         Returns
         -------
@@ -163,7 +164,9 @@ class Objective:
     def _inputs(self, model: Clip, rows: "Rows", step: int) -> dict[str, tuple[Encode, tuple[Tensor, ...]]]:
         inputs: dict[str, tuple[Encode, tuple[Tensor, ...]]] = {}
         if self._classes is None or self.teacher is not None:
-            inputs["texts"] = (model.encode_text, (rows.tokens, rows.lengths))
+            c = self._config.train
+            words = drop_words(rows.tokens, rows.lengths, rows.index, share=c.word_dropout, seed=c.seed, step=step)
+            inputs["texts"] = (model.encode_text, words)
         if self._classes is not None:
             tokens = self._classes.draw(self._config.train.seed, step)
             lengths = caption_lengths(tokens, model.end)

@@ -55,7 +55,6 @@ def state_of(
         "loader": loader.state_dict(),
         "signals": None if signals is None else signals.state_dict(),
         "average": None if average is None else average.state_dict(),
-        "random": torch.get_rng_state(),
     }
 
 
@@ -78,5 +77,4 @@ def restore(
     loader.load_state_dict(state["loader"])
     if signals is not None:
         signals.load_state_dict(state["signals"])
-    torch.set_rng_state(state["random"])
     return place

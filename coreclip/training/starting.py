@@ -8,7 +8,7 @@ import torch
 from coreclip.config import Config
 from coreclip.errors import CoreclipError
 from coreclip.pipeline import Dataset, Tokenizer
-from coreclip.training.model import Clip, new_model, set_bias
+from coreclip.training.model import Clip, fit_to_training, new_model
 from coreclip.training.positions import with_image_size
 from coreclip.training.store import load_run
 
@@ -31,5 +31,5 @@ def first_model(dataset: Dataset, config: Config, init_from: str | Path | None) 
             )
     if other.data.image_size != config.data.image_size:
         model = with_image_size(model, other, config.data.image_size)
-    set_bias(model, config)
+    fit_to_training(model, config)
     return model, tokenizer

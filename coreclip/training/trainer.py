@@ -181,8 +181,7 @@ def train(
         if ranks.is_first:
             stack.enter_context(lock(run))
         stack.enter_context(torch_threads(threads))
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        torch.manual_seed(config.train.seed)
+        stack.enter_context(torch.random.fork_rng(devices=[target_device] if target_device.type == "cuda" else []))
 
         # The run: what is asked for, what is there already.
         model, tokenizer = first_model(dataset, config, init_from)
@@ -287,12 +286,11 @@ def train(
                 compile_blocks(model)
                 is_compiled = True
             bf16 = record["decisions"]["precision"] == "bf16"
+            ranks.reseed(config.train.seed, place.step)
             if jest is not None:
                 with watch.stage("select"):
                     place.scored += len(rows.index)
                     rows = jest.choose(model, rows, wanted, step=place.step, bf16=bf16)
-
-            ranks.reseed(config.train.seed, place.step)
             with watch.stage("forward"):
                 result, backward = objective.forward(model, rows, bf16=bf16, step=place.step)
                 loss = result.loss.item()

@@ -25,7 +25,7 @@ from tests.unit.test_large_batch import CNN, VIT, DoubleClip, double_model, make
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CASES = {
-    "softmax": VIT,
+    "softmax": with_settings(VIT, word_dropout=0.4),
     "softmax in pieces": with_settings(VIT, micro_batch=4),
     "sigmoid": with_settings(VIT, objective="sigmoid"),
     "classification": with_settings(VIT, objective="classification"),
@@ -152,15 +152,23 @@ def test_the_first_process_decides_and_all_know(ranks):
 def test_one_process_exchanges_nothing(monkeypatch):
     with processes("cpu") as ranks:
         assert ranks is ONE
-    state = torch.get_rng_state()
-    ONE.reseed(0, 3)
-    assert torch.equal(torch.get_rng_state(), state)
     tensor = torch.ones(3)
     assert ONE.gather(tensor, [3]) is tensor
     assert ONE.sum(tensor) is tensor
     monkeypatch.setenv("WORLD_SIZE", "4")  # of another launcher
     with processes("cpu") as ranks:
         assert ranks is ONE
+
+
+def test_random_numbers_follow_from_seed_step_and_process():
+    drawn = []
+    with torch.random.fork_rng(devices=[]):
+        for ranks, seed, step in [(ONE, 0, 3), (ONE, 0, 3), (ONE, 0, 4), (ONE, 1, 3), (Ranks(1, 2), 0, 3)]:
+            torch.rand(len(drawn))  # whatever was drawn before
+            ranks.reseed(seed, step)
+            drawn.append(torch.rand(4))
+    assert torch.equal(drawn[0], drawn[1])
+    assert len({tuple(numbers.tolist()) for numbers in drawn}) == 4
 
 
 def test_a_cut_batch_keeps_its_first_pairs_but_two_at_each_process():

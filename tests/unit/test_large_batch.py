@@ -11,7 +11,7 @@ from coreclip.config import Config, DataConfig, DistillConfig, JestConfig, Model
 from coreclip.errors import CoreclipError
 from coreclip.training import embed, train
 from coreclip.training.large_batch import Towers
-from coreclip.training.model import END, Clip, build_model, set_bias
+from coreclip.training.model import END, Clip, build_model, fit_to_training
 from coreclip.training.objectives import make_objective
 from coreclip.training.steps import Rows
 from coreclip.training.text_towers import caption_lengths
@@ -53,7 +53,7 @@ class DroppingClip(DoubleClip):
 def double_model(kind, config, vocab_size):
     torch.manual_seed(0)
     model = kind(config.model, image_size=config.data.image_size, vocab_size=vocab_size)
-    set_bias(model, config)
+    fit_to_training(model, config)
     return model.double().train()
 
 

@@ -216,3 +216,42 @@ def test_bfloat16_gradients_are_right_where_a_stage_has_nothing_left_to_halve():
         gradients.append(torch.cat([block.conv1.weight.grad.flatten() for block in model.image.blocks]))
     assert gradients[1].isfinite().all()
     assert (gradients[0] - gradients[1]).norm() <= 0.2 * gradients[0].norm()
+
+
+def test_channels_are_dropped_while_training_only():
+    config = load_config(None, ["train.dropout=0.5"])
+    model = build_model(config, vocab_size=40, seed=0)
+    assert model.dropout == 0.5
+    plain = build_model(Config(), vocab_size=40, seed=0)
+    hidden = []
+    for name in ("image_projection", "text_projection"):
+        getattr(model, name).register_forward_pre_hook(lambda module, inputs: hidden.append(inputs[0]))
+    for kind in (model, plain):
+        kind.eval()
+    for ours, theirs in zip(
+        model(pictures(3, 64), captions(4, 12, 3)), plain(pictures(3, 64), captions(4, 12, 3)), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+    model.train()(pictures(3, 64), captions(4, 12, 3))
+    texts, images = hidden[0], hidden[1]  # evaluation
+    dropped_texts, dropped_images = hidden[2], hidden[3]
+    assert not (texts == 0).any()
+    for values in (dropped_texts, dropped_images):
+        assert 0.3 < (values == 0).float().mean() < 0.8
+    kept = dropped_texts != 0
+    torch.testing.assert_close(
+        dropped_texts[kept], 2 * texts[kept]
+    )  # no batch normalisation there: the rest is doubled
+    assert images.shape == dropped_images.shape
+
+
+def test_a_finer_first_convolution_sees_four_times_as_many_places():
+    fine, coarse = (
+        build_model(load_config(None, [f"model.image_stride={stride}"]), vocab_size=40, seed=0).eval()
+        for stride in (2, 4)
+    )
+    places = []
+    for model in (fine, coarse):
+        model.image.stem.register_forward_hook(lambda module, inputs, output: places.append(output.shape[-2:]))
+        assert model.encode_image(pictures(2, 64)).shape == (2, 256)
+    assert [tuple(shape) for shape in places] == [(32, 32), (16, 16)]
