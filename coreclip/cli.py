@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -544,21 +544,27 @@ def embed(
     _emit(asdict(report), as_json)
 
 
-class _ListsMethods(typer.core.TyperCommand):
-    """Fills the methods of the registry into the help when that is shown; no other command should pay for their import."""
+def _listing(word: str, lines: Callable[[], Iterable[str]]) -> type[typer.core.TyperCommand]:
+    """Return a command whose help has a registry's lines for a word; other commands do not pay for the registry's import."""
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        from coreclip.selection import METHODS
+    class Listing(typer.core.TyperCommand):
+        def format_help(self, ctx: Any, formatter: Any) -> None:
+            self.help = (self.help or "").replace(word, "\n\n".join(lines()))
+            super().format_help(ctx, formatter)
 
-        own = {name: method.summary for name, method in METHODS.items() if ":" not in name}
-        apricot = [name.partition(":")[2].removesuffix("Selection") for name in METHODS if name.startswith("apricot:")]
-        own["apricot:NAME"] = f"an apricot selector, up to 20,000 pairs: {', '.join(apricot)}"
-        lines = "\n\n".join(f"[bold]{name}[/bold]: {summary}" for name, summary in own.items())
-        self.help = (self.help or "").replace("METHODS", lines)
-        super().format_help(ctx, formatter)
+    return Listing
 
 
-@app.command(rich_help_panel=_SELECTION, cls=_ListsMethods)
+def _methods() -> Iterable[str]:
+    from coreclip.selection import METHODS
+
+    own = {name: method.summary for name, method in METHODS.items() if ":" not in name}
+    apricot = [name.partition(":")[2].removesuffix("Selection") for name in METHODS if name.startswith("apricot:")]
+    own["apricot:NAME"] = f"an apricot selector, up to 20,000 pairs: {', '.join(apricot)}"
+    return (f"[bold]{name}[/bold]: {summary}" for name, summary in own.items())
+
+
+@app.command(rich_help_panel=_SELECTION, cls=_listing("METHODS", _methods))
 def select(
     context: typer.Context,
     dataset: Annotated[
@@ -1041,21 +1047,15 @@ def _as_influences(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-class _ListsFormats(typer.core.TyperCommand):
-    """Fills the formats of the registry into the help when that is shown."""
+def _formats() -> Iterable[str]:
+    from coreclip.training import FORMATS
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        from coreclip.training import FORMATS
-
-        lines = "\n\n".join(
-            f"[bold]{name}[/bold] ({', '.join(format_.precisions)}): {format_.summary}"
-            for name, format_ in FORMATS.items()
-        )
-        self.help = (self.help or "").replace("FORMATS", lines)
-        super().format_help(ctx, formatter)
+    return (
+        f"[bold]{name}[/bold] ({', '.join(format_.precisions)}): {format_.summary}" for name, format_ in FORMATS.items()
+    )
 
 
-@app.command(rich_help_panel=_TRAINING, cls=_ListsFormats)
+@app.command(rich_help_panel=_TRAINING, cls=_listing("FORMATS", _formats))
 def export(
     run: RunArgument,
     out: Annotated[Path | None, typer.Argument(help="Directory to make.", show_default=False)] = None,

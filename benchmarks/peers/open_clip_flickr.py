@@ -36,6 +36,25 @@ def crops(images: torch.Tensor, size: int, generator: torch.Generator) -> torch.
     return F.grid_sample(images.float(), grid, align_corners=False, padding_mode="reflection")
 
 
+def recalls(model: torch.nn.Module, pixels: torch.Tensor, tokens: torch.Tensor) -> dict[str, float]:
+    """Return R@1, 5 and 10 both ways of float images (n, 3, side, side) and token rows (n, captions, context)."""
+    model.eval()
+    with torch.inference_mode():
+        image = torch.cat([F.normalize(model.encode_image(part), dim=1) for part in pixels.split(256)])
+        text = torch.cat([F.normalize(model.encode_text(part), dim=1) for part in tokens.flatten(0, 1).split(256)])
+    owner = torch.arange(len(pixels)).repeat_interleave(tokens.shape[1])
+    scores = text @ image.T
+    rank = (scores > scores.gather(1, owner.unsqueeze(1))).sum(1)
+    to_text = scores.T
+    best = to_text.masked_fill(owner != torch.arange(len(pixels)).unsqueeze(1), -torch.inf).amax(1, keepdim=True)
+    text_rank = (to_text > best).sum(1)
+    found = {}
+    for k in (1, 5, 10):
+        found[f"text_to_image_recall_at_{k}"] = (rank < k).float().mean().item()
+        found[f"image_to_text_recall_at_{k}"] = (text_rank < k).float().mean().item()
+    return found
+
+
 def main(options: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(options["threads"])
     stored = np.load(options["images"])
@@ -44,19 +63,16 @@ def main(options: dict[str, Any]) -> dict[str, Any]:
     images, dev = torch.from_numpy(stored["train"]), torch.from_numpy(stored["dev"])
     mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(1, 3, 1, 1) * 255
     std = torch.tensor(open_clip.OPENAI_DATASET_STD).view(1, 3, 1, 1) * 255
-    size, batch_size = options["image_size"], options["batch_size"]
+    size, batch_size, points = options["image_size"], options["batch_size"], options["points"]
     model = make_model(options["shape"], options["seed"])
     optimiser, loss_of = make_optimiser(model, options["lr"]), open_clip.ClipLoss()
     generator = torch.Generator().manual_seed(options["seed"])
-    begin, seconds, step, seen, order = (
-        time.monotonic(),
-        60 * options["minutes"],
-        0,
-        0,
-        torch.zeros(0, dtype=torch.int64),
-    )
+    order, seen, kept = torch.zeros(0, dtype=torch.int64), 0, []
+    begin, seconds = time.monotonic(), 60 * options["minutes"]
     model.train()
     while (used := (time.monotonic() - begin) / seconds) < 1:
+        if used * points >= len(kept) + 0.5:  # copied in milliseconds, measured after the end
+            kept.append((used, {name: value.clone() for name, value in model.state_dict().items()}))
         if len(order) < batch_size:
             order = torch.randperm(len(images), generator=generator)
         rows, order = order[:batch_size], order[batch_size:]
@@ -72,27 +88,20 @@ def main(options: dict[str, Any]) -> dict[str, Any]:
         optimiser.step()
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
-        step, seen = step + 1, seen + len(rows)
-    took = time.monotonic() - begin
-    model.eval()
-    with torch.inference_mode():
-        pixels = (
-            F.interpolate(dev.float(), (size, size), mode="bicubic", antialias=True).clamp(0, 255).sub_(mean).div_(std)
-        )
-        image = torch.cat([F.normalize(model.encode_image(part), dim=1) for part in pixels.split(256)])
-        text = torch.cat([F.normalize(model.encode_text(part), dim=1) for part in dev_tokens.flatten(0, 1).split(256)])
-    owner = torch.arange(len(dev)).repeat_interleave(dev_tokens.shape[1])
-    scores = text @ image.T
-    right = scores.gather(1, owner.unsqueeze(1))
-    rank = (scores > right).sum(1)
-    to_text = scores.T
-    best = to_text.masked_fill(owner != torch.arange(len(dev)).unsqueeze(1), -torch.inf).amax(1, keepdim=True)
-    text_rank = (to_text > best).sum(1)
-    result = {"steps": step, "samples": seen, "seconds": took, "loss": loss.item(), "version": open_clip.__version__}
-    for k in (1, 5, 10):
-        result[f"text_to_image_recall_at_{k}"] = (rank < k).float().mean().item()
-        result[f"image_to_text_recall_at_{k}"] = (text_rank < k).float().mean().item()
-    return result
+        seen += len(rows)
+    result = {
+        "samples": seen,
+        "seconds": time.monotonic() - begin,
+        "loss": loss.item(),
+        "version": open_clip.__version__,
+    }
+    shown = F.interpolate(dev.float(), (size, size), mode="bicubic", antialias=True).clamp(0, 255).sub_(mean).div_(std)
+    result |= recalls(model, shown, dev_tokens)
+    curve = [(1.0, result["text_to_image_recall_at_10"])]
+    for used, state in reversed(kept):
+        model.load_state_dict(state)
+        curve.insert(0, (used, recalls(model, shown, dev_tokens)["text_to_image_recall_at_10"]))
+    return result | {"curve": curve}
 
 
 if __name__ == "__main__":

@@ -278,8 +278,10 @@ def train(
                 continue
             place.skipped = 0
             if "precision" not in record["decisions"]:
+                display.say("measuring what is faster")
                 left = _seconds_left(total, usable_seconds - clock.seconds(), config.data.batch_size)
                 record["decisions"] = ranks.first(decide_speed(model, rows, config, left, objective.alone()))
+                display.say("")
                 if ranks.is_first:
                     write_json(run / "run.json", record)
             if record["decisions"].get("compile") and not is_compiled:

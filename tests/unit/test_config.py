@@ -1,9 +1,13 @@
 """Configuration: defaults, TOML, overrides, and every refusal."""
 
+from pathlib import Path
+
 import pytest
 
 from coreclip.config import Config, config_from_table, config_to_table, config_to_toml, load_config
 from coreclip.errors import CoreclipError
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def test_without_a_file_the_defaults_hold():
@@ -112,3 +116,8 @@ def test_a_section_that_is_no_table_is_refused(tmp_path):
     (tmp_path / "c.toml").write_text("train = 3\n")
     with pytest.raises(CoreclipError, match=r"write \[train\]"):
         load_config(tmp_path / "c.toml")
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_examples_are_configurations(path):
+    assert load_config(path) != Config()
