@@ -39,7 +39,7 @@ class DataConfig:
     batch_size : int
         Pairs in a training batch.
     workers : int
-        Decoding threads.
+        Decoding threads. 0: two where the model trains on the processor, on a GPU this process's share of the cores but one.
     resident : bool
         Whether the decoded images, a little larger than ``image_size``, are kept in memory after the first pass.
     sizes : list of int
@@ -57,7 +57,7 @@ class DataConfig:
     image_size: int = 64
     crop_scale: tuple[float, float] = (0.9, 1.0)
     batch_size: int = 256
-    workers: int = 2
+    workers: int = 0
     resident: bool = False
     sizes: tuple[int, ...] = ()
     weights: str = "loss"
@@ -77,7 +77,7 @@ class DataConfig:
             self.batch_size,
             "2 to 1,048,576; a contrast needs a second pair",
         )
-        _require(1 <= self.workers <= 256, "data.workers", self.workers, "1 to 256")
+        _require(0 <= self.workers <= 256, "data.workers", self.workers, "1 to 256, or 0 for what the device wants")
         for size in self.sizes:
             _require(
                 8 <= size <= self.image_size, "data.sizes", self.sizes, f"8 to data.image_size = {self.image_size}"

@@ -1,6 +1,7 @@
-"""What torch computes on: the device that a name stands for, the threads of the CPU."""
+"""What a run computes on: the device that a name stands for, torch's threads, those that decode."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 import torch
@@ -8,6 +9,7 @@ import torch
 from coreclip.errors import CoreclipError
 
 _MOST_THREADS = 1024
+_BESIDE_TRAINING = 2  # decoding threads where the processor trains: more would only take its cores
 
 
 def resolve_device(name: str) -> torch.device:
@@ -55,3 +57,16 @@ def torch_threads(threads: int | None) -> Iterator[int]:
         yield torch.get_num_threads()
     finally:
         torch.set_num_threads(before)
+
+
+def decoding_threads(asked: int, device: torch.device) -> int:
+    """Return ``asked``, or for 0 what a run on the device is best fed by.
+
+    A GPU is given a batch by one thread, so that the others decode; with several processes on a machine each has its part of the cores.
+    """
+    if asked:
+        return asked
+    if device.type == "cpu":
+        return _BESIDE_TRAINING
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(max(cores - 1, 1), 256)

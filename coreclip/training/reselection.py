@@ -22,6 +22,7 @@ from coreclip.randomness import hash64, permutation
 from coreclip.selection import Features, Subset, load_signals, metadata_of, needs_features, select
 from coreclip.selection.expression import count_of, parse, stages_of
 from coreclip.selection.signals import checkpoint_signals_of
+from coreclip.training.device import decoding_threads
 from coreclip.training.loss import LEAST_ROWS
 from coreclip.training.model import MAX_LOGIT_SCALE, Clip
 
@@ -56,7 +57,7 @@ class Reselector:
             image_size=config.data.image_size,
             train=False,
             subset=self._given,
-            workers=config.data.workers,
+            workers=decoding_threads(config.data.workers, device),
             tokenizer=tokenizer,
             context=config.model.context,
         )

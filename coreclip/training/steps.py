@@ -17,7 +17,7 @@ from coreclip.config import Config
 from coreclip.errors import CoreclipError
 from coreclip.pipeline import Augment, Batch, Dataset, Loader, Tokenizer, make_loader
 from coreclip.training.compiling import compile_blocks, decide_compile
-from coreclip.training.device import check_threads, resolve_device
+from coreclip.training.device import check_threads, decoding_threads, resolve_device
 from coreclip.training.distributed import ONE, Ranks
 from coreclip.training.ema import WeightAverage
 from coreclip.training.jest import make_selector
@@ -92,8 +92,15 @@ def no_usable_batch() -> CoreclipError:
     )
 
 
-def training_loader(dataset: Dataset, config: Config, subset: Any, tokenizer: Tokenizer, ranks: Ranks = ONE) -> Loader:
-    """Return the loader of a training run; with several processes, of this one's part of each batch.
+def training_loader(
+    dataset: Dataset,
+    config: Config,
+    subset: Any,
+    tokenizer: Tokenizer,
+    ranks: Ranks = ONE,
+    device: torch.device | str = "cpu",
+) -> Loader:
+    """Return the loader of a training run on a device; with several processes, of this one's part of each batch.
 
     Raises
     ------
@@ -125,7 +132,7 @@ def training_loader(dataset: Dataset, config: Config, subset: Any, tokenizer: To
         order=config.data.order,
         subset=subset,
         draws=config.data.weights == "draws",
-        workers=config.data.workers,
+        workers=decoding_threads(config.data.workers, torch.device(device)),
         seed=config.train.seed,
         tokenizer=tokenizer,
         context=config.model.context,
@@ -274,7 +281,7 @@ def make_step(
         torch.set_num_threads(threads)
     watched = NoWatch() if watch is None else watch
     tokenizer = dataset.tokenizer()
-    loader = training_loader(dataset, config, subset, tokenizer)
+    loader = training_loader(dataset, config, subset, tokenizer, device=target)
     model = new_model(config, tokenizer)
     if config.train.freeze:
         model.freeze(config.train.freeze)

@@ -186,7 +186,7 @@ def train(
         # The run: what is asked for, what is there already.
         model, tokenizer = first_model(dataset, config, init_from)
         check_processes(ranks, config)
-        pairs = training_loader(dataset, config, subset, tokenizer, ranks)
+        pairs = training_loader(dataset, config, subset, tokenizer, ranks, target_device)
         objective = make_objective(dataset, config, tokenizer, ranks)
         jest = make_selector(dataset, config, tokenizer, target_device)
         reselector = make_reselector(run, dataset, config, tokenizer, subset, target_device)

@@ -12,6 +12,7 @@ from torch import Tensor
 from coreclip.config import Config
 from coreclip.errors import CoreclipError
 from coreclip.pipeline import Dataset, Tokenizer, make_loader
+from coreclip.training.device import decoding_threads
 from coreclip.training.model import Clip
 from coreclip.training.ranking import image_groups, retrieval_recalls, text_groups
 
@@ -42,7 +43,7 @@ class Validator:
             batch_size=_ROWS,
             image_size=size,
             train=False,
-            workers=config.data.workers,
+            workers=decoding_threads(config.data.workers, device),
             tokenizer=tokenizer,
             resident=3 * dataset.n * size**2 <= _MOST_RESIDENT_BYTES,
         )

@@ -64,6 +64,7 @@ def test_an_unknown_preset_is_refused():
         ("data.crop_scale=[0.5]", ["data.crop_scale", "2 numbers"]),
         ("data.crop_scale=[0.9, 0.5]", ["data.crop_scale", "low <= high"]),
         ("data.order=sequential", ["data.order", "random, quasi_random"]),
+        ("data.workers=257", ["data.workers", "1 to 256, or 0"]),
         ("data.flip=1.5", ["data.flip", "probability"]),
         ("data.grey=-0.1", ["data.grey", "probability"]),
         ("data.cutout=2", ["data.cutout", "fraction of the image's side"]),

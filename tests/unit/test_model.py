@@ -7,7 +7,7 @@ import torch
 
 from coreclip.config import Config, DataConfig, ModelConfig, load_config
 from coreclip.presets import PRESETS
-from coreclip.training.device import resolve_device
+from coreclip.training.device import decoding_threads, resolve_device
 from coreclip.training.model import END, build_model, set_statistics_share
 from coreclip.training.text_towers import caption_lengths
 
@@ -202,6 +202,18 @@ def test_auto_takes_what_is_there():
 def test_a_cuda_device_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match=r"finds \d+ CUDA devices here; use --device cpu"):
         resolve_device("cuda:99")
+
+
+def test_a_gpu_is_fed_by_this_processs_share_of_the_cores(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda:0")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(16))
+    assert [decoding_threads(3, device) for device in (cpu, gpu)] == [3, 3]
+    assert [decoding_threads(0, device) for device in (cpu, gpu)] == [2, 15]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert decoding_threads(0, gpu) == 3
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(1))
+    assert decoding_threads(0, gpu) == 1
 
 
 def test_bfloat16_gradients_are_right_where_a_stage_has_nothing_left_to_halve():
