@@ -11,9 +11,11 @@ import hashlib
 import math
 import operator
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -129,6 +131,7 @@ class _Settings:
 class _Ahead:
     """A batch that is being decoded."""
 
+    epoch: "_Epoch"
     part: slice
     image_size: int
     finish: Callable[[], Batch]
@@ -146,13 +149,35 @@ class _Epoch:
     order: np.ndarray
     windows: np.ndarray  # where each begins whose images are read ahead together; none where batches are
     slices: list[slice]  # positions of each batch; in training of all ranks together
+    first: int
+    last: int  # of this rank's positions, the one behind
+
+
+@dataclass(frozen=True, eq=False)
+class _Visited:
+    """The pairs of an iteration, and where in them it begins; a later :meth:`Loader.set_subset` does not touch it."""
+
+    indices: np.ndarray
+    weights: np.ndarray
+    keys: np.ndarray
+    epoch: int
+    position: int
+    first: int
+    last: int
+
+
+@dataclass(eq=False)
+class _Run:
+    """An iteration over one epoch, or over all that follow too."""
+
+    endless: bool
 
 
 class Loader:
     """An iterable of :class:`Batch`; made by :func:`make_loader`.
 
     Each ``iter()`` starts the following epoch at its beginning, also when the one before it was left early; only after
-    :meth:`load_state_dict` does it go on within an epoch.
+    :meth:`load_state_dict` does it go on within an epoch. :meth:`endless` goes on into the epochs that follow.
 
     Attributes
     ----------
@@ -183,7 +208,7 @@ class Loader:
         self.epoch = 0
         self._settings = settings
         self._operations = operations
-        self._run: object | None = None  # the iteration that moves the position
+        self._run: _Run | None = None  # the iteration that moves the position
         self._position = 0
         load_decoder()
         self._shards = dataset.open_shards()
@@ -197,16 +222,45 @@ class Loader:
 
     def __len__(self) -> int:
         """Batches in a whole epoch; in training the same on all ranks."""
-        return len(self._slices(self._first))
+        return len(self._slices(self._first, self._last))
 
     def __iter__(self) -> Iterator[Batch]:
-        if self._run is not None:
+        return self._iterate(self._begin(_Run(endless=False)), iter([self._epoch_of(self.epoch, self._visited())]))
+
+    def endless(self) -> Iterator[Batch]:
+        """Return the batches of the epoch that an ``iter()`` would start, and of all that follow.
+
+        Those of the next epoch are decoded while the last ones of this are used, where an ``iter()`` for each epoch begins with an
+        empty queue. The batches and the states are the same. :meth:`set_subset` holds from the next ``iter()`` or ``endless()`` on.
+        """
+        run = self._begin(_Run(endless=True))
+        numbers = count(self.epoch) if len(self) else ()
+        visited = self._visited()
+        return self._iterate(run, (self._epoch_of(number, visited) for number in numbers))
+
+    def _begin(self, run: _Run) -> _Run:
+        """Let ``run`` be the iteration that moves the position."""
+        before = self._run
+        if before is not None and not (before.endless and self._position == self._first):
             self.set_epoch(self.epoch + 1)
-        self._run = run = object()
-        indices, weights, keys = self._visits()
-        order, windows = self._order(indices)
-        slices = self._slices(self._position)
-        return self._iterate(run, _Epoch(self.epoch, self._indices, indices, weights, keys, order, windows, slices))
+        self._run = run
+        return run
+
+    def _visited(self) -> _Visited:
+        return _Visited(self._indices, self._weights, self._keys, self.epoch, self._position, self._first, self._last)
+
+    def _epoch_of(self, number: int, visited: _Visited) -> _Epoch:
+        indices, weights, keys = visited.indices, visited.weights, visited.keys
+        if self._settings.draws:
+            drawn = drawn_by_weight(weights, seed=self._settings.seed, epoch=number)
+            indices = indices[drawn]
+            weights, keys = np.ones(len(indices)), occurrence_keys(indices)
+        order, windows = self._order(indices, number)
+        start = visited.position if number == visited.epoch else visited.first
+        slices = self._slices(start, visited.last)
+        return _Epoch(
+            number, visited.indices, indices, weights, keys, order, windows, slices, visited.first, visited.last
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next ``iter()`` start epoch ``epoch`` at its beginning."""
@@ -320,57 +374,59 @@ class Loader:
         """Positions that a batch moves on by."""
         return self.batch_size * (self._settings.world_size if self._settings.train else 1)
 
-    def _slices(self, start: int) -> list[slice]:
-        return batch_slices(self._last, self._stride, start=start, drop_last=self._settings.drop_last)
+    def _slices(self, start: int, last: int) -> list[slice]:
+        return batch_slices(last, self._stride, start=start, drop_last=self._settings.drop_last)
 
-    def _visits(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the indices, weights and keys of what the epoch visits, each (n_samples,), in the subset's order."""
-        if not self._settings.draws:
-            return self._indices, self._weights, self._keys
-        drawn = drawn_by_weight(self._weights, seed=self._settings.seed, epoch=self.epoch)
-        indices = self._indices[drawn]
-        return indices, np.ones(len(indices)), occurrence_keys(indices)
-
-    def _order(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _order(self, indices: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the epoch's order int64 (n_samples,), and where its windows begin, int64 (windows,)."""
-        settings, epoch = self._settings, self.epoch
+        settings = self._settings
         if settings.order != "quasi_random":
-            order = epoch_order(self.n_samples, seed=settings.seed, epoch=epoch, order=settings.order)
+            order = epoch_order(len(indices), seed=settings.seed, epoch=epoch, order=settings.order)
             return order, np.zeros(0, np.int64)
         if self._blocks is None:
             self._blocks = storage_blocks(self._shards.shard, self._shards.image_address)
         blocks = self._blocks[indices]
         return quasi_random_order(blocks, seed=settings.seed, epoch=epoch, window=settings.window)
 
-    def _iterate(self, run: object, epoch: _Epoch) -> Iterator[Batch]:
-        settings = self._settings
+    def _iterate(self, run: _Run, epochs: Iterator[_Epoch]) -> Iterator[Batch]:
+        prefetch = self._settings.prefetch
         pending: deque[_Ahead] = deque()
+        images, epoch = self._stored, None
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="coreclip-decode")
-        ahead = ReadAhead(self._shards, () if settings.resident else self._wanted(epoch))
         try:
-            images = self._images(pool, epoch)
-            for part in [*epoch.slices, *[None] * settings.prefetch]:
-                if pending and pending[0].image_size != self.image_size:
-                    pending = deque(self._start(pool, images, epoch, old.part) for old in pending)
-                if part is not None:
-                    ahead.advance()
-                    pending.append(self._start(pool, images, epoch, part))
-                if pending and (part is None or len(pending) > settings.prefetch):
-                    first = pending.popleft()
-                    batch = first.finish()
-                    self._move(run, first.part.stop, is_last=first.part.stop == epoch.slices[-1].stop)
-                    yield batch
+            with closing(self._parts(epochs)) as parts:
+                for new in chain(parts, [None] * prefetch):
+                    if pending and pending[0].image_size != self.image_size:
+                        pending = deque(self._start(pool, images, old.epoch, old.part) for old in pending)
+                    if new is not None:
+                        if new[0] is not epoch:
+                            epoch, images = new[0], self._images(pool, new[0])
+                        pending.append(self._start(pool, images, *new))
+                    if pending and (new is None or len(pending) > prefetch):
+                        first = pending.popleft()
+                        batch = first.finish()
+                        self._move(run, first)
+                        yield batch
         finally:
-            ahead.close()
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _move(self, run: object, position: int, *, is_last: bool) -> None:
+    def _parts(self, epochs: Iterator[_Epoch]) -> Generator[tuple[_Epoch, slice]]:
+        """Yield the positions of each batch, when its rows have been asked for."""
+        for epoch in epochs:
+            # What was read for one epoch may be gone from memory in the next.
+            with closing(ReadAhead(self._shards, () if self._settings.resident else self._wanted(epoch))) as ahead:
+                for part in epoch.slices:
+                    ahead.advance()
+                    yield epoch, part
+
+    def _move(self, run: _Run, delivered: _Ahead) -> None:
         if run is not self._run:
             return  # an older iteration that is still drawn from
-        if is_last:
-            self.set_epoch(self.epoch + 1)
-        else:
-            self._position = position
+        if delivered.part.stop < delivered.epoch.slices[-1].stop:
+            self._position = delivered.part.stop
+            return
+        self.set_epoch(self.epoch + 1)
+        self._run = run if run.endless else None
 
     def _share(self, part: slice) -> tuple[slice, int]:
         settings = self._settings
@@ -393,7 +449,7 @@ class Loader:
         """Return the positions of a window that this rank visits, int64 (m,)."""
         start = epoch.slices[0].start
         stop = epoch.windows[window + 1] if window + 1 < len(epoch.windows) else len(epoch.order)
-        positions = np.arange(max(epoch.windows[window], start), min(stop, self._last))
+        positions = np.arange(max(epoch.windows[window], start), min(stop, epoch.last))
         if not self._settings.train:
             return positions
         return positions[(positions - start) % self._stride // self.batch_size == self._settings.rank]
@@ -436,7 +492,7 @@ class Loader:
             batch.weight[~batch.valid] = 0
             return batch
 
-        return _Ahead(part, self.image_size, finish)
+        return _Ahead(epoch, part, self.image_size, finish)
 
     def _decode(
         self,
@@ -503,7 +559,7 @@ class Loader:
         settings = self._settings
         if not settings.resident:
             return self._stored
-        visited = epoch.among if settings.train else epoch.indices[epoch.order[self._first : self._last]]
+        visited = epoch.among if settings.train else epoch.indices[epoch.order[epoch.first : epoch.last]]
         indices = np.unique(visited)
         # A copy of more pairs serves too: where pairs are chosen anew from time to time, nothing is decoded again.
         if self._copy is None or self._copy.indices is None or not np.isin(indices, self._copy.indices).all():

@@ -16,15 +16,17 @@ _SWITCH_SECONDS = 5e-4
 class AheadOnDevice:
     """A loader whose batches' images lie on a device; on the CPU it is the loader itself.
 
-    The next batch is fetched and sent off by a thread while the device works on the one before. At the end of a pass nothing of the
-    next is fetched: what the loader visits may be changed there.
+    The next batch is fetched and sent off by a thread while the device works on the one before.
 
     Parameters
     ----------
     loader : Loader
     device : torch.device
     through : callable, optional
-        What the loader's batches of each pass are drawn through.
+        What the loader's batches are drawn through.
+    endless : bool
+        Whether an iteration goes on into the passes that follow, whose first batches are then decoded in time. If not, nothing of the
+        next pass is fetched at the end of one: what the loader visits may be changed there.
     """
 
     def __init__(
@@ -33,8 +35,9 @@ class AheadOnDevice:
         device: torch.device,
         *,
         through: Callable[[Iterator[Batch]], Iterator[Batch]] = iter,
+        endless: bool = False,
     ) -> None:
-        self._loader, self._device, self._through = loader, device, through
+        self._loader, self._device, self._through, self._endless = loader, device, through, endless
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._state: dict[str, Any] | None = None
 
@@ -42,7 +45,7 @@ class AheadOnDevice:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        batches = self._through(iter(self._loader))
+        batches = self._through(self._loader.endless() if self._endless else iter(self._loader))
         if self._stream is None:
             yield from batches
             return

@@ -55,7 +55,7 @@ class GrowingImages:
         return size_at(self._sizes, self._used(delivered)) if self._sizes else self._loader.image_size
 
     def __call__(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield the batches of one pass of the loader."""
+        """Yield the loader's batches."""
         while True:
             self._loader.set_image_size(self.size_after(self._delivered))
             batch = next(batches, None)

@@ -244,7 +244,7 @@ def train(
             count=lambda batch: _wanted(len(batch.index), jest),
             used=lambda delivered: clock.seconds() / end_seconds if total is None else delivered / total,
         )
-        loader = AheadOnDevice(pairs, target_device, through=growth)
+        loader = AheadOnDevice(pairs, target_device, through=growth, endless=reselector is None)
         if not place.finished:
             _reselect(reselector, model, loader, growth, place, end_seconds - clock.seconds(), log)
         is_compiled, last = False, LastGradient()
@@ -424,7 +424,7 @@ class _Clock:
 
 
 def _batches(loader: AheadOnDevice) -> Iterator[Batch]:
-    while True:  # each pass is another epoch of the loader
+    while True:  # where pairs are chosen anew each pass is an iteration of its own
         yield from loader
 
 
