@@ -366,21 +366,35 @@ class ReselectConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """A teacher whose stored features are a second target; see :mod:`coreclip.training.distillation`.
+    """A teacher whose features are a second target; see :mod:`coreclip.training.distillation`.
 
     Attributes
     ----------
     features : str
         FEATURES of the data set, made by ``coreclip embed`` with the teacher. Empty: no teacher.
         E.g. ``--set distill.features=teacher-features``.
+    captions : bool
+        Whether the data set's own captions are the teacher: pairs are alike as the words of all their captions are. For pairs with
+        several captions; e.g. ``--set distill.captions=true --set distill.weight=0.7``.
+    temperature : float
+        Of the captions' softmax; features have their own.
     weight : float
         Share of the teacher's part in the loss; the objective has the rest.
     """
 
     features: str = ""
+    captions: bool = False
+    temperature: float = 0.15
     weight: float = 0.5
 
     def __post_init__(self) -> None:
+        _require(
+            not (self.features and self.captions),
+            "distill.captions",
+            self.captions,
+            "one teacher, not distill.features beside it",
+        )
+        _require(0.01 <= self.temperature <= 10, "distill.temperature", self.temperature, "0.01 to 10")
         _require(0 < self.weight <= 1, "distill.weight", self.weight, "a share of the loss, above 0, at most 1")
 
 

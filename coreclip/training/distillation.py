@@ -1,9 +1,10 @@
-"""A teacher's features, stored once, as a second target: no teacher runs while the student trains.
+"""A teacher's features, made once, as a second target: no teacher runs while the student trains.
 
 Affinity distillation, as in TinyCLIP (Wu et al. 2023, arXiv 2309.12314) and, as contrastive relational distillation, in CLIP-KD (Yang
 et al. 2024, arXiv 2307.12732): in each batch the student's softmax of every image over the texts, and of every text over the images, is
 drawn to the teacher's, each with its own temperature. The teacher's features have any width, and no projection is learned. The teacher
-sees the centre crop and, where the features hold each caption, the caption that the student reads. Left out: losses between the features
+sees the centre crop and, where the features hold each caption, the caption that the student reads. The captions themselves can be the
+teacher (:mod:`coreclip.training.caption_topics`): images whose captions share words are then no plain negatives of each other. Left out: losses between the features
 themselves.
 """
 
@@ -19,6 +20,7 @@ from coreclip.errors import CoreclipError
 from coreclip.files import sha256_file
 from coreclip.pipeline import Dataset
 from coreclip.selection import Features
+from coreclip.training.caption_topics import caption_topics
 from coreclip.training.loss import Pairs
 
 
@@ -32,7 +34,7 @@ class Teacher:
     scale : float
         Factor on the teacher's cosines.
     sha256 : str
-        Of the image features.
+        Of the image features; of the data set where its captions teach.
     """
 
     features: Features
@@ -62,8 +64,13 @@ def make_teacher(dataset: Dataset, config: Config) -> Teacher | None:
     Raises
     ------
     CoreclipError
-        For features that are missing, of another data set, or without images, texts or a scale.
+        For captions without common words, and for features that are missing, of another data set, or without images, texts or a scale.
     """
+    if config.distill.captions:
+        topics = caption_topics(dataset)
+        return Teacher(
+            Features.from_arrays(image=topics, text=topics), 1 / config.distill.temperature, dataset.fingerprint
+        )
     if not config.distill.features:
         return None
     path = Path(config.distill.features)
