@@ -149,7 +149,7 @@ def _ours(options: argparse.Namespace, cache: Path, data: dict[str, Path], seed:
 def _on_the_way(run: Path, dev: Dataset) -> list[tuple[float, float]]:
     """Return the parts of the budget at which a run kept its weights, with their text-to-image R@10."""
     models, tokenizer, config = load_kept(run, torch.device("cpu"))
-    recalls = [evaluate(ClipModel(model, tokenizer, config), dev).text_to_image_recall_at_10 for _, model in models]
+    recalls = [evaluate(ClipModel(model, tokenizer, config), dev)["text_to_image_recall_at_10"] for _, model in models]
     return [((part + 0.5) / POINTS, recall) for part, recall in enumerate(recalls)]
 
 

@@ -115,7 +115,7 @@ class ModelConfig:
     image_depth : int
         Residual blocks of each CNN stage, or the ViT's layers.
     image_stride : {2, 4}
-        Of the CNN's first convolution: 2 sees smaller things, for three to four times the work at the same width.
+        Of the CNN's first convolution: 2 sees smaller things, for about four times the multiplications at the same width.
     resnet_blocks : (int, int, int, int)
         Bottlenecks of each of the ResNet's stages.
     image_heads : int

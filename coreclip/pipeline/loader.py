@@ -142,35 +142,27 @@ class _Epoch:
     """What an iteration visits; a later :meth:`Loader.set_subset` does not touch it."""
 
     number: int
-    among: np.ndarray  # the subset's pairs, of which those below are drawn
+    run: "_Run"  # whose pairs those below are, or are drawn from
     indices: np.ndarray
     weights: np.ndarray
     keys: np.ndarray
     order: np.ndarray
     windows: np.ndarray  # where each begins whose images are read ahead together; none where batches are
     slices: list[slice]  # positions of each batch; in training of all ranks together
-    first: int
-    last: int  # of this rank's positions, the one behind
 
 
 @dataclass(frozen=True, eq=False)
-class _Visited:
-    """The pairs of an iteration, and where in them it begins; a later :meth:`Loader.set_subset` does not touch it."""
+class _Run:
+    """An iteration over one epoch, or over all that follow too; a later :meth:`Loader.set_subset` does not touch its pairs."""
 
+    endless: bool
     indices: np.ndarray
     weights: np.ndarray
     keys: np.ndarray
-    epoch: int
+    epoch: int  # in which it begins, at this position
     position: int
     first: int
-    last: int
-
-
-@dataclass(eq=False)
-class _Run:
-    """An iteration over one epoch, or over all that follow too."""
-
-    endless: bool
+    last: int  # of this rank's positions, the one behind
 
 
 class Loader:
@@ -225,7 +217,8 @@ class Loader:
         return len(self._slices(self._first, self._last))
 
     def __iter__(self) -> Iterator[Batch]:
-        return self._iterate(self._begin(_Run(endless=False)), iter([self._epoch_of(self.epoch, self._visited())]))
+        run = self._begin(endless=False)
+        return self._iterate(run, iter([self._epoch_of(run, run.epoch)]))
 
     def endless(self) -> Iterator[Batch]:
         """Return the batches of the epoch that an ``iter()`` would start, and of all that follow.
@@ -233,34 +226,27 @@ class Loader:
         Those of the next epoch are decoded while the last ones of this are used, where an ``iter()`` for each epoch begins with an
         empty queue. The batches and the states are the same. :meth:`set_subset` holds from the next ``iter()`` or ``endless()`` on.
         """
-        run = self._begin(_Run(endless=True))
-        numbers = count(self.epoch) if len(self) else ()
-        visited = self._visited()
-        return self._iterate(run, (self._epoch_of(number, visited) for number in numbers))
+        run = self._begin(endless=True)
+        numbers = count(run.epoch) if len(self) else ()
+        return self._iterate(run, (self._epoch_of(run, number) for number in numbers))
 
-    def _begin(self, run: _Run) -> _Run:
-        """Let ``run`` be the iteration that moves the position."""
+    def _begin(self, *, endless: bool) -> _Run:
+        """Return a new iteration, which is the one that moves the position from now on."""
         before = self._run
         if before is not None and not (before.endless and self._position == self._first):
             self.set_epoch(self.epoch + 1)
-        self._run = run
-        return run
+        pairs = (self._indices, self._weights, self._keys)
+        self._run = _Run(endless, *pairs, self.epoch, self._position, self._first, self._last)
+        return self._run
 
-    def _visited(self) -> _Visited:
-        return _Visited(self._indices, self._weights, self._keys, self.epoch, self._position, self._first, self._last)
-
-    def _epoch_of(self, number: int, visited: _Visited) -> _Epoch:
-        indices, weights, keys = visited.indices, visited.weights, visited.keys
+    def _epoch_of(self, run: _Run, number: int) -> _Epoch:
+        indices, weights, keys = run.indices, run.weights, run.keys
         if self._settings.draws:
-            drawn = drawn_by_weight(weights, seed=self._settings.seed, epoch=number)
-            indices = indices[drawn]
+            indices = indices[drawn_by_weight(weights, seed=self._settings.seed, epoch=number)]
             weights, keys = np.ones(len(indices)), occurrence_keys(indices)
         order, windows = self._order(indices, number)
-        start = visited.position if number == visited.epoch else visited.first
-        slices = self._slices(start, visited.last)
-        return _Epoch(
-            number, visited.indices, indices, weights, keys, order, windows, slices, visited.first, visited.last
-        )
+        slices = self._slices(run.position if number == run.epoch else run.first, run.last)
+        return _Epoch(number, run, indices, weights, keys, order, windows, slices)
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next ``iter()`` start epoch ``epoch`` at its beginning."""
@@ -449,7 +435,7 @@ class Loader:
         """Return the positions of a window that this rank visits, int64 (m,)."""
         start = epoch.slices[0].start
         stop = epoch.windows[window + 1] if window + 1 < len(epoch.windows) else len(epoch.order)
-        positions = np.arange(max(epoch.windows[window], start), min(stop, epoch.last))
+        positions = np.arange(max(epoch.windows[window], start), min(stop, epoch.run.last))
         if not self._settings.train:
             return positions
         return positions[(positions - start) % self._stride // self.batch_size == self._settings.rank]
@@ -559,7 +545,8 @@ class Loader:
         settings = self._settings
         if not settings.resident:
             return self._stored
-        visited = epoch.among if settings.train else epoch.indices[epoch.order[epoch.first : epoch.last]]
+        run = epoch.run
+        visited = run.indices if settings.train else epoch.indices[epoch.order[run.first : run.last]]
         indices = np.unique(visited)
         # A copy of more pairs serves too: where pairs are chosen anew from time to time, nothing is decoded again.
         if self._copy is None or self._copy.indices is None or not np.isin(indices, self._copy.indices).all():

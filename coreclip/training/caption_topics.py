@@ -55,8 +55,7 @@ def caption_topics(dataset: Dataset) -> np.ndarray:
     counts = counts[:, is_kept]
     counts.data = np.log1p(counts.data)
     weighted = counts.multiply(np.log(dataset.n / having[is_kept]).astype(np.float32)).tocsr()
-    width = min(WIDTH, *(side - 1 for side in weighted.shape))
-    left, singular, _ = randomized_svd(weighted, max(width, 1), random_state=0)
+    left, singular, _ = randomized_svd(weighted, min(WIDTH, *(side - 1 for side in weighted.shape)), random_state=0)
     vectors = left * singular
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     unlike = norms[:, 0] <= 1e-6 * norms.max()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from coreclip.errors import CoreclipError
+from coreclip.selection.threads import n_threads
 
 _MOST_THREADS = 1024
 _BESIDE_TRAINING = 2  # decoding threads where the processor trains: more would only take its cores
@@ -68,5 +69,5 @@ def decoding_threads(asked: int, device: torch.device) -> int:
         return asked
     if device.type == "cpu":
         return _BESIDE_TRAINING
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores = n_threads() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return min(max(cores - 1, 1), 256)

@@ -26,6 +26,7 @@ class LastGradient:
 
 
 def refuse_not_finite(what: str, value: float, step: int, index: np.ndarray) -> None:
+    """Raise the error for a ``value`` that a step's batch, of these pairs (int64 (b,)), should not have led to."""
     shown = ", ".join(map(str, index[:8].tolist())) + (", ..." if len(index) > 8 else "")
     raise CoreclipError(
         f"{what} is {value} at step {step} (batch with the indices {shown}); a run needs finite ones; "
@@ -34,6 +35,7 @@ def refuse_not_finite(what: str, value: float, step: int, index: np.ndarray) -> 
 
 
 def check_weights(model: Clip) -> None:
+    """Refuse a model whose weights are not all finite."""
     if not all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values()):
         raise CoreclipError(
             "the weights are not finite after the last step; a model needs finite ones; train into another folder with a lower "

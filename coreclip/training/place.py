@@ -48,6 +48,7 @@ def state_of(
     signals: SignalRecorder | None,
     average: WeightAverage | None,
 ) -> dict[str, Any]:
+    """Return all that a run needs to go on from where it is, but for its configuration and data."""
     return {
         "place": asdict(place),
         "model": model.state_dict(),
@@ -67,6 +68,7 @@ def restore(
     average: WeightAverage | None,
     reselector: Reselector | None,
 ) -> Place:
+    """Put everything back to a state that :func:`state_of` returned; returns where the run was."""
     place = Place(**state["place"])
     model.load_state_dict(state["model"])
     optimiser.load_state_dict(state["optimiser"])
