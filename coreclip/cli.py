@@ -7,6 +7,7 @@ ends with exit code 2.
 
 import json
 import os
+import re
 import shlex
 import sys
 import time
@@ -20,6 +21,7 @@ import typer.core
 
 from coreclip import __version__
 from coreclip.errors import CoreclipError
+from coreclip.presets import PRESETS
 
 if TYPE_CHECKING:
     from coreclip.pipeline import Dataset
@@ -36,12 +38,16 @@ app = typer.Typer(
 
 _STARTED = time.monotonic()  # --minutes counts from here, so with the imports
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+_OUT_OF_MEMORY = "out of memory; take a smaller batch, fewer workers or a smaller image size"
 _PIPELINE, _SELECTION, _TRAINING, _PROFILING = "pipeline", "selection", "training", "profiling"
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 DatasetArgument = Annotated[Path, typer.Argument(help="Data set made by convert.", show_default=False)]
 RunArgument = Annotated[
-    Path, typer.Argument(help="Run made by train, or a checkpoint: hf:FOLDER, open_clip:FILE.", show_default=False)
+    Path,
+    typer.Argument(
+        help="Run made by train, or a checkpoint: hf:FOLDER, hf:OWNER/NAME, open_clip:FILE.", show_default=False
+    ),
 ]
 ConfigOption = Annotated[
     Path | None,
@@ -50,10 +56,11 @@ ConfigOption = Annotated[
     ),
 ]
 PresetOption = Annotated[
-    str | None, typer.Option(help="A whole model by name, e.g. cnn-14m, vit-s, ViT-B-32; --config and --set change it.")
+    str | None, typer.Option(help=f"A whole model: {', '.join(PRESETS)}. --config and --set change it.")
 ]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="Override one value, e.g. train.lr=1e-3; may be repeated.")
+    list[str] | None,
+    typer.Option("--set", help="Override one value, e.g. train.lr=1e-3; may be repeated. RUN/config.toml names all."),
 ]
 InitOption = Annotated[
     str | None,
@@ -65,8 +72,10 @@ SubsetOption = Annotated[Path | None, typer.Option("--subset", help="SUBSET.parq
 ClassesOption = Annotated[
     str | None, typer.Option(help="Class names of labels 0, 1, ...: a file with one a line, or a,b,c.")
 ]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")]
-ThreadsOption = Annotated[int | None, typer.Option(help="Torch threads. Default: all cores.", show_default=False)]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto: cuda where there is one.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option(help="Torch threads. Default: torch's own number.", show_default=False)
+]
 WorkersOption = Annotated[int | None, typer.Option(help="Processes. Default: all cores.", show_default=False)]
 SeedOption = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
 
@@ -107,8 +116,10 @@ def run_command(arguments: list[str], name: str | None = "coreclip") -> int:
         where = f" ({error.filename})" if error.filename else ""
         return _fail(f"{error.strerror or error}{where}; check the path, its permissions and the free disk", 2)
     except MemoryError:
-        return _fail("out of memory; take a smaller batch, fewer workers or a smaller image size", 2)
+        return _fail(_OUT_OF_MEMORY, 2)
     except Exception as error:
+        if isinstance(error, RuntimeError) and re.search(r"can't allocate memory|out of memory", str(error)):
+            return _fail(_OUT_OF_MEMORY, 2)  # torch's own way to say it
         # click's own usage errors know how to print themselves and carry exit code 2.
         show = getattr(error, "show", None)
         if show is None:
@@ -125,9 +136,10 @@ def _fail(message: str, code: int) -> int:
 def _emit(result: dict[str, Any], as_json: bool, text: Callable[[dict[str, Any]], str] | None = None) -> None:
     """Print a command's result: as JSON, or as text for people."""
     if as_json:
-        print(json.dumps(result, ensure_ascii=False, allow_nan=False))
+        shown = json.dumps(result, ensure_ascii=False, allow_nan=False)
     else:
-        print(text(result) if text else _as_lines(result))
+        shown = text(result) if text else _as_lines(result)
+    print(shown.encode("utf-8", "replace").decode("utf-8"))  # names of files may hold bytes that are no text
 
 
 def _as_lines(result: dict[str, Any], indent: str = "") -> str:
@@ -231,7 +243,7 @@ def _names(text: str) -> list[str]:
     """Class names given as a file with one a line, or as ``a,b,c``."""
     if os.path.isfile(text):  # unlike Path.is_file, false for a list that is too long for a name
         try:
-            names = Path(text).read_text(encoding="utf-8").splitlines()
+            names = Path(text).read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError:
             raise CoreclipError(f"--classes {text} is not UTF-8; save it as UTF-8, one name a line") from None
     elif "," in text:
@@ -243,6 +255,11 @@ def _names(text: str) -> list[str]:
     names = [name.strip() for name in names if name.strip()]
     if not names:
         raise CoreclipError(f"--classes {text!r} holds no name; give a file with one name a line, or a,b,c")
+    for name in names:
+        if name != name.encode("utf-8", "replace").decode("utf-8"):
+            raise CoreclipError(
+                f"--classes: the name {name!r} is not UTF-8 text; type it in a terminal that is set to UTF-8"
+            )
     return names
 
 
@@ -476,22 +493,34 @@ def train(
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a compact CLIP within a budget of minutes, epochs or samples.
+    r"""Train a compact CLIP within a budget of minutes, epochs or samples.
 
-    The same command goes on where an interrupted run stopped. With --set jest.keep=0.5 --set jest.reference=proxy each step
-    trains on the half of a batch that has most to learn, measured against a finished run (or its FEATURES).
+    The same command goes on where an interrupted run stopped.
 
-    --set train.objective=sigmoid (or classification), distill.features=TEACHER-FEATURES and train.micro_batch=256 (a large batch
-    in pieces) change the loss and what it costs; torchrun --nproc-per-node 2 -m coreclip train ... shares it among processes.
+    Some of what --set changes:
 
-    --set reselect.every=2 --set reselect.fraction=0.3 chooses the pairs anew after every second pass over them, by the model under
-    way; --set 'data.sizes=[32,48,64]' lets the images grow over the budget; --set train.ema=0.05 averages the weights of the last steps.
+    train.objective=sigmoid (or classification): the loss.
+
+    train.dropout=0.3, train.word_dropout=0.2, data.flip=0.5: for a few thousand pairs.
+
+    data.sizes=\[32,48,64]: images that grow over the budget. train.ema=0.05: an average of the last weights.
+
+    distill.features=FEATURES, distill.captions=true: a teacher.
+
+    reselect.every=2: the pairs are chosen anew after every second pass. jest.keep=0.5 with jest.reference=RUN: each step trains on the
+    half of a batch that has most to learn.
+
+    data.batch_size=4096 with train.micro_batch=256: a large batch in pieces.
 
     With --init-from the model, the image size and the tokenizer are those of the start; --set data.image_size=N interpolates its positions.
 
-    Example: coreclip train flickr run --minutes 5 --subset best.parquet --set train.lr=5e-4 --validation flickr-dev
+    Example: coreclip train flickr run --minutes 5 --subset best.parquet --validation flickr-dev --set train.lr=5e-4
+
+    Example: coreclip train flickr run --minutes 10 --config examples/flickr8k.toml
 
     Example: coreclip train flickr run --epochs 3 --init-from hf:clip-vit-base-patch32 --set train.lr=1e-5
+
+    Example: torchrun --nproc-per-node 2 -m coreclip train flickr run --minutes 5
     """
     from coreclip.config import load_config
     from coreclip.pipeline import Dataset
@@ -1078,7 +1107,7 @@ def export(
         ),
     ] = False,
     threads: Annotated[
-        int | None, typer.Option(help="Of --table's runtimes. Default: all cores.", show_default=False)
+        int | None, typer.Option(help="Of --table's runtimes. Default: torch's own number.", show_default=False)
     ] = None,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,

@@ -35,7 +35,7 @@ class DataConfig:
     image_size : int
         Side of the square images that the model sees, pixels.
     crop_scale : (float, float)
-        Range of the random crop's area, as a fraction of the image's.
+        Range of the random crop's area, as a fraction of the image's; e.g. ``--set 'data.crop_scale=[0.5,1.0]'``.
     batch_size : int
         Pairs in a training batch.
     workers : int
@@ -119,19 +119,21 @@ class ModelConfig:
     resnet_blocks : (int, int, int, int)
         Bottlenecks of each of the ResNet's stages.
     image_heads : int
-        Of the ViT and of the ResNet's attention pooling. 0: one for each 64 channels.
+        Attention heads of the ViT and of the ResNet's pooling. 0: one for each 64 channels.
     patch_size : int
         The ViT's, pixels; must divide ``data.image_size``.
     text_tower : {"transformer", "cbow"}
         ``cbow``: the mean of the words' embeddings and an MLP; faster, blind to word order.
-    text_width, text_depth, heads : int
-        Of the text Transformer.
+    text_width : int
+        Of the text Transformer, or of the bag of words.
+    text_depth, heads : int
+        Layers of the text Transformer, and attention heads of each.
     text_causal : bool
         Whether a token sees only those before it, as in CLIP.
     activation : {"gelu", "quick_gelu"}
         Of the Transformers; OpenAI's CLIPs have ``quick_gelu``.
     embed_dim : int
-        Of the common space.
+        Numbers of a feature: the width of the space that images and texts share.
     context : int
         Tokens of a caption that the text tower reads.
     """
@@ -207,17 +209,17 @@ class TrainConfig:
         Pairs that go through the towers at once; the batch's gradient stays what it is (GradCache), for a second forward pass and
         less memory. At least 4; 0: the whole batch.
     lr : float
-        Peak learning rate of AdamW.
+        Peak learning rate of AdamW; 1e-5 is common for a pretrained CLIP (``--init-from``).
     weight_decay : float
-        On matrices only.
+        AdamW's, on matrices only: not on gains, biases, positions and the temperature.
     beta1, beta2, eps : float
-        AdamW's.
+        AdamW's decay rates of the gradient's mean and square, and what is added to the root of the latter.
     warmup : float
         Fraction of the budget over which the learning rate rises; but 100 steps at least, and a fifth of the budget at most.
     clip_norm : float
-        Largest norm of the whole gradient.
+        Largest norm of the gradient of all parameters together; a larger one is scaled down to it before the step.
     temperature : float
-        First value of the softmax temperature (1 / exp(logit_scale)).
+        Of the softmax, 1 / exp(logit_scale), at the start; it is learned.
     precision : {"auto", "fp32", "bf16"}
         ``auto`` measures at the start and keeps the faster one.
     compile : {"auto", "on", "off"}
@@ -234,7 +236,7 @@ class TrainConfig:
     evaluate_every : float
         Fraction of the budget between two evaluations on the data set that ``--validation`` names.
     checkpoint_seconds : float
-        Time between two checkpoints.
+        Time between two writings of ``RUN/checkpoint.pt``: what a kill can cost at most.
     checkpoints : int
         Copies of the weights that are kept, from the middles of this many equal parts of the budget; selection by ``grand``,
         ``tracin`` and ``vog`` and ``coreclip explain`` read them. 0: none.
@@ -242,7 +244,11 @@ class TrainConfig:
         Whether each pair's loss, correctness, margins, confidence, entropy and EL2N are recorded.
     freeze : {"", "image", "text"}
         A tower that stays as it is, with its projection; for a start from a trained model (locked-image tuning, Zhai et al. 2022).
+    deterministic : bool
+        Whether a GPU uses only kernels that give equal bits each time, so that a run that was interrupted ends with the bits of an
+        undisturbed one; they are slower. A processor's are such anyway.
     seed : int
+        Of the first weights, the order of the pairs, and every other draw.
     """
 
     objective: str = "softmax"
@@ -265,6 +271,7 @@ class TrainConfig:
     checkpoints: int = 5
     signals: bool = True
     freeze: str = ""
+    deterministic: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -344,7 +351,7 @@ class ReselectConfig:
     method : str
         As ``coreclip select`` takes it, e.g. ``"semdedup(keep=0.9) | craig"``.
     fraction : float
-        Share of the pairs that are looked at which is chosen.
+        Share that is chosen of the pairs that are looked at.
     pool : int
         Pairs that are looked at, drawn anew each time; 0: all that the run was given.
     after : int
@@ -377,7 +384,7 @@ class DistillConfig:
         Whether the data set's own captions are the teacher: pairs are alike as the words of all their captions are. For pairs with
         several captions; e.g. ``--set distill.captions=true --set distill.weight=0.7``.
     temperature : float
-        Of the captions' softmax; features have their own.
+        Of the softmax of the captions' cosines; a teacher's features have their own.
     weight : float
         Share of the teacher's part in the loss; the objective has the rest.
     """
@@ -561,7 +568,8 @@ def _coerce(name: str, value: Any, kind: Any) -> Any:
             return tuple(_coerce(name, item, parts[0]) for item in value)
         if isinstance(value, (list, tuple)) and len(value) == len(parts):
             return tuple(_coerce(name, item, part) for item, part in zip(value, parts, strict=True))
-        raise CoreclipError(f"{name} = {value!r} must be a list of {len(parts)} numbers")
+        of = "numbers" if parts[-1:] == (Ellipsis,) else f"{len(parts)} numbers"
+        raise CoreclipError(f"{name} = {value!r} must be a list of {of}")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not kind or (kind is float and not math.isfinite(value)):

@@ -1,7 +1,7 @@
 """Whole models by name: what ``--preset`` puts below a configuration's own values.
 
-Sizes are parameters with a vocabulary of 4,096, but for the last four: these are OpenAI's shapes (Radford et al. 2021) with CLIP's
-vocabulary of 49,408, whose checkpoints fit them.
+Sizes in names are parameters with a vocabulary of 4,096. The last three are OpenAI's shapes (Radford et al. 2021), whose checkpoints
+fit them with CLIP's vocabulary of 49,408.
 """
 
 import copy

@@ -18,7 +18,9 @@ MAY_IMPORT = {
     "profiling": {"profiling"},
 }
 LEAVES = {"errors", "files", "progress", "randomness", "config", "pages", "presets"}
-COMPOSERS = {"cli", "demo", "demo_truth", "report", "search_report", "selection_pool", "selection_report"}
+COMPOSERS = {
+    "cli", "demo", "demo_truth", "report", "search_report", "selection_pool", "selection_report", "settings_page",
+}  # fmt: skip
 
 
 def imported_modules(source: str) -> set[str]:

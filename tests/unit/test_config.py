@@ -6,8 +6,17 @@ import pytest
 
 from coreclip.config import Config, config_from_table, config_to_table, config_to_toml, load_config
 from coreclip.errors import CoreclipError
+from coreclip.settings_page import settings_page
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def test_the_page_of_all_settings_is_that_of_the_docstrings_and_names_every_key():
+    page = (EXAMPLES.parent / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert page == settings_page(), "make it anew: python -m coreclip.settings_page > docs/configuration.md"
+    for section, values in config_to_table(Config()).items():
+        part = page.partition(f"## [{section}]")[2].partition("\n## ")[0]
+        assert [key for key in values if f"`{key}`" not in part] == []
 
 
 def test_without_a_file_the_defaults_hold():
