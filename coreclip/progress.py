@@ -22,12 +22,17 @@ class Progress:
         What is under way, e.g. ``"converting"``.
     unit : str
         What is counted, in the plural.
+    done : int
+        Items that were done before; they do not count in the rate.
     quiet : bool
         Count only: another process shows it.
     """
 
-    def __init__(self, total: int | None, label: str, unit: str = "pairs", *, quiet: bool = False) -> None:
-        self.total, self.label, self.unit, self.done = total, label, unit, 0
+    def __init__(
+        self, total: int | None, label: str, unit: str = "pairs", *, done: int = 0, quiet: bool = False
+    ) -> None:
+        self.total, self.label, self.unit, self.done = total, label, unit, done
+        self._before = done
         self._quiet = quiet
         self._start = self._last_line = time.monotonic()
         self._bar: RichBar | None = None
@@ -56,7 +61,7 @@ class Progress:
         """Count ``n`` more items; ``note`` (e.g. the loss) is shown beside the rate."""
         self.done += n
         now = time.monotonic()
-        rate = self.done / max(now - self._start, 1e-9)
+        rate = (self.done - self._before) / max(now - self._start, 1e-9)
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, rate=f"{rate:,.0f} {self.unit}/s {note}")
         elif now - self._last_line >= _LINE_EVERY_SECONDS and not self._quiet:

@@ -5,6 +5,7 @@ refuse), and that is decoded, cropped at the centre and resized by the loader's 
 show the same pixels, bit for bit. Left out: archives, URLs and videos.
 """
 
+import codecs
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -182,6 +183,7 @@ def _read_list(path: Path) -> list[Path]:
         raise CoreclipError(f"the list {path} can't be read ({error.strerror}); check the path") from None
     if len(content) > _LIST_BYTES:
         raise CoreclipError(f"the list {path} has more than {_LIST_BYTES >> 20} MiB; divide it")
+    content = content.removeprefix(codecs.BOM_UTF8)
     # A name is whatever bytes the system has for it; one with a NUL byte there is not.
     lines = [os.fsdecode(line.strip()) for line in content.splitlines() if line.strip() and b"\0" not in line]
     if not lines:

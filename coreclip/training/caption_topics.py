@@ -11,11 +11,11 @@ import numpy as np
 from coreclip.errors import CoreclipError
 from coreclip.pipeline import Dataset
 from coreclip.randomness import uniform
+from coreclip.training import streams
 
 WIDTH = 200
 """Dimensions at most, of Deerwester et al.'s 100 to 300."""
 _FEWEST_PAIRS = 3  # that have a word: of a rarer one nothing can be learned
-_STREAM = 703
 
 
 def caption_topics(dataset: Dataset) -> np.ndarray:
@@ -60,5 +60,5 @@ def caption_topics(dataset: Dataset) -> np.ndarray:
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     unlike = norms[:, 0] <= 1e-6 * norms.max()
     places = np.flatnonzero(unlike)[:, None] * vectors.shape[1] + np.arange(vectors.shape[1])
-    vectors[unlike] = uniform(0, 0, places, _STREAM) - 0.5
+    vectors[unlike] = uniform(0, 0, places, streams.TOPICS) - 0.5
     return np.ascontiguousarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), dtype=np.float32)

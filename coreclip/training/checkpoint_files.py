@@ -2,6 +2,7 @@
 
 import functools
 import pickle
+import struct
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,12 @@ from coreclip.training.torchscript_tensors import is_torchscript, read_torchscri
 
 # Of the images that OpenAI's CLIPs were trained on; nearly all others kept them.
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+# What torch.load raises on bytes that it did not write.
+UNREADABLE = (
+    RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError, AssertionError,
+    struct.error, MemoryError, OverflowError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return read_torchscript(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+    except UNREADABLE as error:
         reason = (str(error).splitlines() or ["it ends early"])[0][:120]
         raise CoreclipError(
             f"{path} is damaged or holds more than tensors ({reason}); only state dicts are read; save model.state_dict() anew"

@@ -14,9 +14,8 @@ from torch import Tensor
 from coreclip.errors import CoreclipError
 from coreclip.pipeline import Dataset, Tokenizer
 from coreclip.randomness import hash64
+from coreclip.training import streams
 from coreclip.training.loss import BatchSoftmax, ContrastiveLoss, first_of_group
-
-_STREAM_PROMPTS = 700
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class ClassTexts:
 
     def draw(self, seed: int, step: int) -> Tensor:
         """Return the classes in one of the prompts, int64 (classes, context): a pure function of (seed, step)."""
-        return self.tokens[int(hash64(seed, 0, np.array([step]), _STREAM_PROMPTS)[0] % np.uint64(len(self.tokens)))]
+        return self.tokens[int(hash64(seed, 0, np.array([step]), streams.PROMPTS)[0] % np.uint64(len(self.tokens)))]
 
 
 def class_texts(dataset: Dataset, tokenizer: Tokenizer, templates: tuple[str, ...], context: int) -> ClassTexts:

@@ -19,6 +19,7 @@ from coreclip.training.model import MAX_LOGIT_SCALE, Clip
 from coreclip.training.store import load_run
 
 _TEXTS_PER_BATCH = 1024
+_SCORE_BYTES = 1 << 28  # of attention's scores, which a processor holds for all rows of a batch at once
 
 Images = Tensor | np.ndarray | Sequence[Source]
 
@@ -89,7 +90,7 @@ class ClipModel:
                 f"images are {pixels.dtype} {tuple(pixels.shape)}; they must be uint8 (b, 3, h, w); "
                 "put the channels second, e.g. with permute(0, 3, 1, 2)"
             )
-        return self.network.encode_image(_resized(pixels, self.image_size).to(self.network.mean.device))
+        return self._encode_pixels(pixels)
 
     def _encode_sources(self, sources: Sequence[Source]) -> Tensor:
         for i, source in enumerate(sources):
@@ -107,8 +108,16 @@ class ClipModel:
                 name = shown_path(source) if isinstance(source, (str, os.PathLike)) else f"image {place} of the list"
                 raise CoreclipError(f"{name} can't be read: {reason}; leave it out or mend it")
             pixels = torch.from_numpy(seen.pixels).permute(0, 3, 1, 2)
-            features[torch.from_numpy(seen.places)] = self.network.encode_image(pixels.to(features.device))
+            features[torch.from_numpy(seen.places)] = self._encode_pixels(pixels)
         return features
+
+    def _encode_pixels(self, pixels: Tensor) -> Tensor:
+        model, device = self.config.model, self.network.mean.device
+        rows = max(len(pixels), 1)
+        if model.image_tower == "vit" and device.type == "cpu":
+            rows = _rows_at_a_time((self.image_size // model.patch_size) ** 2 + 1, model.resolved_image_heads)
+        parts = [_resized(part, self.image_size).to(device) for part in pixels.split(rows)]
+        return torch.cat([self.network.encode_image(part) for part in parts])
 
     def similarity(self, images: Images, texts: list[str]) -> Tensor:
         """Return the cosine of each image (as :meth:`encode_image` takes them) with each text, float32 (images, texts)."""
@@ -120,11 +129,19 @@ class ClipModel:
         if isinstance(texts, str):
             raise CoreclipError(f"texts = {texts!r} is one string; a list of them is needed; write [{texts!r}]")
         features = torch.empty(len(texts), self.dim, device=self.network.mean.device)
-        for begin in range(0, len(texts), _TEXTS_PER_BATCH):
-            some = texts[begin : begin + _TEXTS_PER_BATCH]
+        model, rows = self.config.model, _TEXTS_PER_BATCH
+        if model.text_tower == "transformer" and features.device.type == "cpu":
+            rows = min(rows, _rows_at_a_time(model.context, model.heads))
+        for begin in range(0, len(texts), rows):
+            some = texts[begin : begin + rows]
             tokens = torch.from_numpy(self.tokenizer.encode(some, self.config.model.context))
             features[begin : begin + len(some)] = self.network.encode_text(tokens.to(features.device))
         return features
+
+
+def _rows_at_a_time(length: int, heads: int) -> int:
+    """Return how many rows of so many tokens attend within :data:`_SCORE_BYTES`: scores, their softmax and what is between."""
+    return max(_SCORE_BYTES // (3 * 4 * heads * length**2), 1)
 
 
 def _resized(images: Tensor, size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a run computes on: the device that a name stands for, torch's threads, those that decode."""
+"""What a run computes on: the device that a name stands for, torch's threads and kernels, the threads that decode."""
 
 import contextlib
 import os
@@ -58,6 +58,25 @@ def torch_threads(threads: int | None) -> Iterator[int]:
         yield torch.get_num_threads()
     finally:
         torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def deterministic_kernels(wanted: bool) -> Iterator[None]:
+    """Where it is wanted, let torch take inside the kernels of a device that give equal bits each time, as far as it has such ones."""
+    if not wanted:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when a process first uses it
+    # Warnings only: what pairs' signals are summed by has no such kernel, and no weight depends on it.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.benchmark = benchmark
 
 
 def decoding_threads(asked: int, device: torch.device) -> int:

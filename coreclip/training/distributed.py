@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from coreclip.config import Config
 from coreclip.errors import CoreclipError
 from coreclip.randomness import hash64
+from coreclip.training import streams
 from coreclip.training.device import resolve_device
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_STREAM_TOWERS = 701
 _TIMEOUT = timedelta(minutes=30)  # that one process may take longer than the others, e.g. to evaluate
 _INTERRUPTED = 130
 
@@ -168,7 +168,7 @@ class Ranks:
 
     def reseed(self, seed: int, step: int) -> None:
         """Give torch's generators a state of (seed, step, process): none has to be stored, and no trial or evaluation shifts it."""
-        torch.manual_seed(int(hash64(seed, step, np.array([self.rank]), _STREAM_TOWERS)[0]))
+        torch.manual_seed(int(hash64(seed, step, np.array([self.rank]), streams.TOWERS)[0]))
 
 
 ONE = Ranks()

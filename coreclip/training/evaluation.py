@@ -18,6 +18,7 @@ from coreclip.training.classification import zero_shot_metrics
 from coreclip.training.clip_model import ClipModel
 from coreclip.training.features import all_image_features, load_features
 from coreclip.training.pretrained import is_pretrained
+from coreclip.training.probes import LEAST_SPLIT, check_few_shot, check_linear_probe
 from coreclip.training.probes import few_shot as run_few_shot
 from coreclip.training.probes import linear_probe as run_linear_probe
 from coreclip.training.prompts import TEMPLATES, check_templates, class_features
@@ -97,6 +98,8 @@ def evaluate(
         a training data set of other classes.
     """
     labels = dataset.labels
+    if class_names is not None and labels is None:
+        raise CoreclipError("class names are given, but the data set has no class labels; leave them out")
     names = list(class_names) if class_names is not None else dataset.class_names
     templates = check_templates(templates)
     _check_classes(labels, names)
@@ -112,7 +115,7 @@ def evaluate(
         clip, place = run, ""
     else:
         clip, place = ClipModel.load(run, device), str(run)
-    stored = None if features is None else load_features(features, place, dataset)
+    stored = None if features is None else load_features(features, place, clip, dataset)
     images = all_image_features(clip, dataset, stored, batch_size=batch_size, workers=workers)
     result: dict[str, Any] = {
         "pairs": dataset.n,
@@ -127,7 +130,7 @@ def evaluate(
     if labels is not None and asked.any:
         fitted = None
         if train is not None:
-            stored = None if train_features is None else load_features(train_features, place, train)
+            stored = None if train_features is None else load_features(train_features, place, clip, train)
             fitted = all_image_features(clip, train, stored, batch_size=batch_size, workers=workers), _labels_of(train)
         result |= _probe(asked, (images, labels), fitted)
     return result
@@ -170,13 +173,26 @@ def _check_probes(dataset: Dataset, asked: _Probes, train: Dataset | None, train
         if wanted and dataset.labels is None:
             verb = "needs" if name.startswith("a ") else "need"
             raise CoreclipError(f"{name} {verb} class labels, and the data set has none; leave {option} out")
-    if train is None:
-        if train_features is not None:
-            raise CoreclipError(f"features of a training data set ({train_features}) without one; name it by --train")
-        return
+    if train is None and train_features is not None:
+        raise CoreclipError(f"features of a training data set ({train_features}) without one; name it by --train")
+    if train is not None:
+        _check_train(dataset, asked, train)
+    labels = dataset.labels if train is None else train.labels
+    if labels is not None and asked.linear:
+        check_linear_probe(labels, least=1 if train is not None else LEAST_SPLIT)
+    if labels is not None and asked.shots:
+        check_few_shot(labels, asked.shots, asked.draws, is_apart=train is not None)
+
+
+def _check_train(dataset: Dataset, asked: _Probes, train: Dataset) -> None:
     if not asked.any:
         raise CoreclipError(f"{train.path} is for probes, and none is asked for; add --linear-probe or --few-shot")
     _labels_of(train)
+    if train.fingerprint == dataset.fingerprint:
+        raise CoreclipError(
+            f"{train.path} is the data set that is tested on, whose labels probes must not know; leave --train out, and a part is kept "
+            "back, or name another one"
+        )
     if None not in (train.class_names, dataset.class_names) and train.class_names != dataset.class_names:
         raise CoreclipError(
             f"{train.path} and {dataset.path} have other classes, and label 3 of one must be label 3 of the other; "

@@ -30,9 +30,14 @@ FORMATS: dict[str, Format] = {
         write_torch_export,
         open_torch_export,
         ("fp32", "fp16"),
+        runs_code=True,
     ),
     "torchscript": Format(
-        "two traces for old deployments of libtorch (legacy)", write_torchscript, open_torchscript, ("fp32", "fp16")
+        "two traces for old deployments of libtorch (legacy)",
+        write_torchscript,
+        open_torchscript,
+        ("fp32", "fp16"),
+        runs_code=True,
     ),
     "triton": Format(
         "a model repository of ONNX graphs for NVIDIA Triton",

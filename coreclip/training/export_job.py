@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from coreclip.errors import CoreclipError
 from coreclip.training.clip_model import ClipModel
@@ -63,6 +65,11 @@ class ExportJob:
     calibration: TowerInputs
     check: TowerInputs
 
+    def example(self, tower: str) -> Tensor:
+        """Return two inputs of a tower to trace it with: torch would take a batch of one for a constant."""
+        rows = self.check.of(tower)[:2]
+        return torch.from_numpy(np.resize(rows, (2, *rows.shape[1:])))
+
 
 @dataclass(frozen=True)
 class Format:
@@ -80,6 +87,8 @@ class Format:
     precisions : tuple of str
     packages : tuple of str
         Modules of the extra ``coreclip[export]`` that are needed.
+    runs_code : bool
+        Whether opening such files can run code that is in them.
     """
 
     summary: str
@@ -87,6 +96,7 @@ class Format:
     open: Callable[[Path, dict[str, Any], int | None], Runner]
     precisions: tuple[str, ...] = ("fp32",)
     packages: tuple[str, ...] = ()
+    runs_code: bool = False
 
 
 def check_packages(name: str, packages: tuple[str, ...]) -> None:

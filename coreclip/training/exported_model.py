@@ -3,7 +3,7 @@
 Only the towers come from the export's files and run on its runtime; resizing and the tokenizer are coreclip's.
 """
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 import numpy as np
@@ -39,7 +39,9 @@ class ExportedModel(ClipModel):
     description: dict[str, Any]
 
     @classmethod
-    def load(cls, folder: str | Path, device: str = "cpu", *, threads: int | None = None) -> Self:
+    def load(
+        cls, folder: str | Path, device: str = "cpu", *, threads: int | None = None, trusted: bool = False
+    ) -> Self:
         """Read an export.
 
         Parameters
@@ -50,16 +52,23 @@ class ExportedModel(ClipModel):
             Exports run on the processor here; their own runtimes can do more.
         threads : int, optional
             Of onnxruntime or OpenVINO; None for all cores. torch's formats run on torch's own threads.
+        trusted : bool
+            Whether you know who made it. torch's own formats are opened only then: they can hold code that runs when they are opened.
 
         Raises
         ------
         CoreclipError
-            For a folder that is no export, a damaged file, a missing package, or another device.
+            For a folder that is no export, a damaged file, a missing package, another device, or a format that is not trusted.
         """
         if device not in ("cpu", "auto"):
             raise CoreclipError(f"device {device!r} is not for exports: ExportedModel runs them on cpu; leave it out")
         folder = Path(folder)
         description = read_description(folder)
+        if FORMATS[description["format"]].runs_code and not trusted:
+            raise CoreclipError(
+                f"{folder} is a {description['format']} export, whose files can hold code that runs when they are opened; give "
+                "trusted=True where you know who made it, or take --format onnx"
+            )
         for name, sha256 in description["sha256"].items():
             if not (folder / name).is_file() or sha256_file(folder / name) != sha256:
                 raise CoreclipError(
@@ -104,7 +113,24 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise CoreclipError(
             f"export {folder} has the format {description.get('format')!r}; known are {', '.join(FORMATS)}; export again"
         )
+    _check_entries(folder, description)
     return description
+
+
+def _check_entries(folder: Path, description: dict[str, Any]) -> None:
+    """Refuse a description that lacks what is read of it, or names files outside of its folder."""
+    files, hashes = description.get("files"), description.get("sha256")
+    if (
+        not isinstance(files, dict)
+        or not isinstance(hashes, dict)
+        or not {"tokenizer.json", "config.toml", *files.values()} <= set(hashes)
+        or not isinstance(description.get("logit_scale"), float)
+    ):
+        raise CoreclipError(f"export {folder} is damaged: {DESCRIPTION} lacks an entry; export again")
+    for name in hashes:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts:
+            raise CoreclipError(f"export {folder} names the file {name!r}, which is outside of it; it is not used")
 
 
 def open_export(folder: Path, description: dict[str, Any], *, threads: int | None = None) -> Runner:

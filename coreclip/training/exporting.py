@@ -198,7 +198,7 @@ def _accuracy(run: str | Path, folder: Path, dataset: Dataset, device: str) -> d
     """Evaluate the run and its export on the same pairs."""
     found = {
         "run": evaluate(run, dataset, device=device),
-        "export": evaluate(ExportedModel.load(folder), dataset),
+        "export": evaluate(ExportedModel.load(folder, trusted=True), dataset),
     }
     numbers = {
         name: {key: value for key, value in result.items() if isinstance(value, float) and "chance" not in key}

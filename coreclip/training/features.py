@@ -4,9 +4,11 @@
 all of unit norm, and ``features.json``, which says of what and by which model.
 """
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from torch import Tensor
 from coreclip.errors import CoreclipError
 from coreclip.files import atomic_path, check_free_disk, lock, read_json, sha256_file, write_json
 from coreclip.pipeline import Dataset, make_loader
+from coreclip.pipeline.image_files import shown_path
 from coreclip.progress import Progress
 from coreclip.selection import Features
 from coreclip.training.clip_model import ClipModel
@@ -96,7 +99,7 @@ def embed(
                 "format_version": FORMAT_VERSION,
                 "n": dataset.n,
                 "dim": clip.dim,
-                "model": weights_of(model),
+                "model": weights_of(model) | {"reading_sha256": _reading(clip)},
                 "logit_scale": float(np.exp(clip.logit_scale)),
                 "fingerprint": dataset.fingerprint,
                 "tokenizer_sha256": clip.tokenizer.sha256,
@@ -107,17 +110,30 @@ def embed(
 
 
 def weights_of(run: str | Path) -> dict[str, str]:
-    """Return where a run is and the SHA-256 of its weights, by which features are known to be of it."""
-    return {"run": str(run), "sha256": sha256_file(weights_file(run))}
+    """Return where a run is and the SHA-256 of its weights."""
+    return {"run": shown_path(run), "sha256": sha256_file(weights_file(run))}
 
 
-def load_features(features: str | Path, run: str | Path, dataset: Dataset) -> Features:
-    """Open a FEATURES folder, mapped into memory, that must be of this run and this data set.
+def _reading(clip: ClipModel) -> str:
+    """Return the SHA-256 of all that makes features of weights but the weights: the same file may be read in several ways."""
+    network = clip.network
+    read = {
+        "model": asdict(clip.config.model),
+        "image_size": clip.image_size,
+        "pixels": [statistic.flatten().tolist() for statistic in (network.mean, network.std)],
+        "tokenizer": clip.tokenizer.sha256,
+    }
+    return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
+
+
+def load_features(features: str | Path, run: str | Path, clip: ClipModel, dataset: Dataset) -> Features:
+    """Open a FEATURES folder, mapped into memory, that must be of this run, as it is read here, and of this data set.
 
     Raises
     ------
     CoreclipError
-        For a folder that is no such one or is damaged, and features of another model or another data set.
+        For a folder that is no such one or is damaged, and features of another model or another data set, or of the same weights with
+        another activation, vocabulary or preparation of the images.
     """
     path = Path(features)
     if not (path / "features.json").is_file():
@@ -129,10 +145,15 @@ def load_features(features: str | Path, run: str | Path, dataset: Dataset) -> Fe
             f"({dataset.path}); embed this data set"
         )
     model = loaded.info.get("model")
-    stored = model.get("sha256") if isinstance(model, dict) else None
-    if stored != (own := weights_of(run)["sha256"]):
+    made_by = model if isinstance(model, dict) else {}
+    if (stored := made_by.get("sha256")) != (own := weights_of(run)["sha256"]):
         raise CoreclipError(
             f"{path} holds features by the weights {str(stored)[:12]}, {run} has {own[:12]}; embed the data set with this run"
+        )
+    if made_by.get("reading_sha256") != _reading(clip):
+        raise CoreclipError(
+            f"{path} holds features by the weights of {run} as {made_by.get('run')} reads them: with another activation, number of heads, "
+            "vocabulary or preparation of the images; embed the data set with this run"
         )
     if loaded.image is None or len(loaded.image) != dataset.n:
         raise CoreclipError(f"{path} has no feature for each of the {dataset.n} images; embed the data set again")

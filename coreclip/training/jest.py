@@ -7,6 +7,7 @@ contrastive loss and gives pseudo-code for the sigmoid loss; this is the softmax
 (Flexi-JEST), the weights of a subset in the scores.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from coreclip.files import sha256_file
 from coreclip.pipeline import Dataset, Tokenizer
 from coreclip.randomness import uniform
 from coreclip.selection import Features
+from coreclip.training import streams
 from coreclip.training.clip_model import ClipModel
 from coreclip.training.loss import LEAST_ROWS, equal_pairs
 from coreclip.training.model import Clip, set_statistics_share
@@ -29,8 +31,6 @@ from coreclip.training.store import weights_file
 
 if TYPE_CHECKING:
     from coreclip.training.steps import Rows
-
-_STREAM_JEST = 300  # each chunk has its own: up to 555
 
 
 def jest_rows(
@@ -81,7 +81,7 @@ def jest_rows(
     chosen = np.zeros(0, dtype=np.int64)
     for number, size in enumerate(_sizes(k, chunks)):
         scores = conditional_learnability(learner, reference, chosen)
-        draws = uniform(seed, step, np.arange(m), _STREAM_JEST + number)
+        draws = uniform(seed, step, np.arange(m), streams.JEST + number)
         keys = scores - np.log(-np.log(np.maximum(draws, 2.0**-54)))
         keys[chosen] = -np.inf
         chosen = np.concatenate([chosen, np.argsort(-keys, kind="stable")[:size]])
@@ -171,30 +171,29 @@ class JestSelector:
         """Return ``k`` of the rows, or all where there are no more; the model's state is left as it was."""
         if k >= len(rows.index):
             return rows
-        # As in a training step, with the batch's own statistics, of which nothing is kept.
+        config = self._config
+        size = config.train.micro_batch or len(rows.index)
+        # As in a training step, with the batch's (or its pieces') own statistics, of which nothing is kept.
         set_statistics_share(model, 0.0)
         with torch.no_grad(), torch.autocast(rows.images.device.type, torch.bfloat16, enabled=bf16):
-            images, texts, scale = model(rows.images, rows.tokens, rows.lengths)
-        others = equal_pairs(rows.tokens, rows.labels).fill_diagonal_(False)
-        config = self._config
+            images, texts = _in_pieces(model.encode_image, model.encode_text, rows, size)
+        scale = model.logit_scale.detach()
+        others = equal_pairs(rows.tokens, rows.labels, rows.index).fill_diagonal_(False)
         chosen = jest_rows(
             _logits(images, texts, scale.exp(), others),
-            self._reference_logits(rows, others),
+            self._reference_logits(rows, others, size),
             k,
             chunks=config.jest.chunks,
             seed=config.train.seed,
             step=step,
         )
-        return _taken(rows, chosen, k / config.data.batch_size)
+        return take_rows(rows, chosen, k / config.data.batch_size)
 
-    def _reference_logits(self, rows: "Rows", others: Tensor) -> np.ndarray:
+    def _reference_logits(self, rows: "Rows", others: Tensor, size: int) -> np.ndarray:
         reference = self._reference
         if isinstance(reference, ClipModel):
             with torch.inference_mode():
-                images, texts = (
-                    reference.encode_image(rows.images),
-                    reference.network.encode_text(rows.tokens, rows.lengths),
-                )
+                images, texts = _in_pieces(reference.encode_image, reference.network.encode_text, rows, size)
             return _logits(images, texts, torch.tensor(reference.logit_scale).exp(), others)
         taken = reference.take(rows.index)
         images, texts = (torch.from_numpy(taken.vectors(name)) for name in ("image", "text"))
@@ -242,7 +241,17 @@ def _logits(images: Tensor, texts: Tensor, scale: Tensor, others: Tensor) -> np.
     return logits.masked_fill(others, -torch.inf).cpu().numpy()
 
 
-def _taken(rows: "Rows", chosen: np.ndarray, share: float) -> "Rows":
+def _in_pieces(
+    encode_image: Callable[[Tensor], Tensor], encode_text: Callable[[Tensor, Tensor], Tensor], rows: "Rows", size: int
+) -> tuple[Tensor, Tensor]:
+    """Return the features of images and captions, ``size`` pairs at a time."""
+    images = [encode_image(part) for part in rows.images.split(size)]
+    texts = [encode_text(*parts) for parts in zip(rows.tokens.split(size), rows.lengths.split(size), strict=True)]
+    return torch.cat(images), torch.cat(texts)
+
+
+def take_rows(rows: "Rows", chosen: np.ndarray, share: float) -> "Rows":
+    """Return some rows of a batch, int64 (k,); ``share`` is what they are of a whole one, 0 to 1."""
     at = torch.from_numpy(chosen).to(rows.images.device)
     return replace(
         rows,

@@ -1,6 +1,6 @@
 """The numbers of a run on their way: to ``metrics.jsonl``, and the same to the terminal and to TensorBoard's scalars.
 
-A run that goes on continues both: lines of steps that are done again are gone from the one (see ``store.cut_metrics``), and TensorBoard
+A run that goes on continues both: lines of steps that are done again are gone from the one (see ``store.drop_later``), and TensorBoard
 is told to forget them (``purge_step``).
 """
 

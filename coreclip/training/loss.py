@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -283,29 +284,39 @@ def softmax_signals(softmax: BatchSoftmax) -> dict[str, Tensor]:
 # ------------------------------------------------------------------------------------------------------------- equal pairs, weights
 
 
-def equal_pairs(tokens: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Tell which pairs of a batch say the same: the same caption, or the same class.
+def equal_pairs(tokens: Tensor, labels: Tensor | None = None, index: np.ndarray | None = None) -> Tensor:
+    """Tell which pairs of a batch say the same: the same caption, the same class, or the same pair, drawn twice.
 
     Parameters
     ----------
     tokens : int64 (b, context)
     labels : int64 (b,), optional
         Class ids; a negative one stands for no class and equals none.
+    index : int64 (b,), numpy, optional
+        Of the pairs in their data set: a pair that is drawn twice comes with two of its captions, and both fit both copies' image.
 
     Returns
     -------
     bool (b, b)
     """
     _, caption = torch.unique(tokens, dim=0, return_inverse=True)
-    return _equal(caption, labels, slice(None))
+    return _equal(caption, labels, _repeats(index, tokens.device), slice(None))
 
 
-def _equal(caption: Tensor, labels: Tensor | None, own: slice) -> Tensor:
-    """Which of the m pairs, by numbers of their captions and their classes, say the same as some of them, bool (k, m)."""
+def _equal(caption: Tensor, labels: Tensor | None, repeats: Tensor | None, own: slice) -> Tensor:
+    """Which of the m pairs, by numbers of their captions, their classes and themselves, say the same as some of them, bool (k, m)."""
     same = caption[own].unsqueeze(1) == caption
     if labels is not None:
         same = same | ((labels[own].unsqueeze(1) == labels) & (labels >= 0))
-    return same
+    return same if repeats is None else same | (repeats[own].unsqueeze(1) == repeats)
+
+
+def _repeats(index: np.ndarray | None, device: torch.device) -> Tensor | None:
+    """Return numbers from 0 on that equal pairs share, int64 (m,); None where each pair is there once, as nearly always."""
+    if index is None:
+        return None
+    pairs, number = np.unique(index, return_inverse=True)
+    return None if len(pairs) == len(index) else torch.from_numpy(number).to(device, non_blocking=True)
 
 
 def first_equal(same: Tensor) -> Tensor:
@@ -313,7 +324,14 @@ def first_equal(same: Tensor) -> Tensor:
     return same.to(torch.uint8).argmax(1)
 
 
-def pairs_of(tokens: Tensor, labels: Tensor | None, weight: Tensor, own: slice | None = None) -> Pairs:
+def pairs_of(
+    tokens: Tensor,
+    labels: Tensor | None,
+    weight: Tensor,
+    own: slice | None = None,
+    *,
+    index: np.ndarray | None = None,
+) -> Pairs:
     """Return what a loss knows of a batch beside its features.
 
     Parameters
@@ -325,11 +343,16 @@ def pairs_of(tokens: Tensor, labels: Tensor | None, weight: Tensor, own: slice |
         Above 0.
     own : slice, optional
         The rows whose loss is asked for; None: all.
+    index : int64 (m,), numpy, optional
+        As of :func:`equal_pairs`.
     """
     if own is None:
-        return Pairs(weight, equal_pairs(tokens, labels), None, slice(0, len(tokens)))
+        return Pairs(weight, equal_pairs(tokens, labels, index), None, slice(0, len(tokens)))
     _, caption = torch.unique(tokens, dim=0, return_inverse=True)
-    same, first = _equal(caption, labels, own), first_of_group(caption)
+    repeats = _repeats(index, tokens.device)
+    same, first = _equal(caption, labels, repeats, own), first_of_group(caption)
+    if repeats is not None:
+        first = torch.minimum(first, first_of_group(repeats))
     if labels is not None:
         by_class = first_of_group(torch.where(labels >= 0, labels, labels.amax() + 1))
         first = torch.where(labels >= 0, torch.minimum(first, by_class), first)

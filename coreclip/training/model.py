@@ -125,6 +125,11 @@ class Clip(nn.Module):
             tokens = tokens[:, : int(lengths.max()) if len(lengths) else 1]
         return self.text(tokens, lengths, packed=packed)
 
+    @torch.no_grad()
+    def limit_scale(self) -> None:
+        """Bring ``logit_scale`` back to the bound that it is read with: beyond it there is no gradient."""
+        self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+
     def forward(self, images: Tensor, tokens: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Return image features, text features (both float32 (b, d), unit norm) and the clamped ``logit_scale``."""
         texts = self.encode_text(tokens, lengths)
@@ -157,7 +162,8 @@ def build_model(config: Config, *, vocab_size: int, seed: int, end: int = END) -
 
 def fit_to_training(model: Clip, config: Config) -> None:
     """Give the model what its training asks for: its share of dropout, and the bias of the sigmoid loss where it has none yet;
-    other objectives have no bias."""
+    other objectives have no bias; a temperature within its bound."""
+    model.limit_scale()
     model.dropout = config.train.dropout
     if config.train.objective != "sigmoid":
         model.logit_bias = None

@@ -185,7 +185,11 @@ class Objective:
             classes=features.get("classes"),
             scale=model.logit_scale.clamp(max=MAX_LOGIT_SCALE),
             bias=model.logit_bias,
-            pairs=scaled(pairs_of(ranks.gather(rows.tokens, counts), labels, weight, own)),
+            pairs=scaled(
+                pairs_of(
+                    ranks.gather(rows.tokens, counts), labels, weight, own, index=ranks.indices(rows.index, counts)
+                )
+            ),
             labels=rows.labels,
             groups=None if self._classes is None else self._classes.group.to(rows.images.device),
         )

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from coreclip.errors import CoreclipError
 from coreclip.training.export_job import INPUTS, OUTPUT, TOWERS, ExportJob, Runner
 from coreclip.training.towers_for_export import exported_program, make_tower
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_MOST_BYTES = (1 << 31) - (1 << 24)  # of weights: protobuf's limit, less room for the graph
 
 
 def write_onnx(job: ExportJob) -> dict[str, Any]:
@@ -34,8 +36,9 @@ def write_tower(
     """Write one tower as a checked ONNX file; returns its opset and, for int8, how it was quantised."""
     import onnx
 
-    example = torch.from_numpy(job.check.of(tower)[:2])
+    example = job.example(tower)
     module = make_tower(tower, job.clip.network, torch.float16 if job.precision == "fp16" else torch.float32)
+    _check_size(tower, module)
     with _quiet():
         program = torch.onnx.export(
             exported_program(module, example),
@@ -57,6 +60,16 @@ def write_tower(
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
     return notes
+
+
+def _check_size(tower: str, module: torch.nn.Module) -> None:
+    """Refuse a tower that is larger than what one file of the format holds, before it is traced."""
+    n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+    if n_bytes >= _MOST_BYTES:
+        raise CoreclipError(
+            f"the {tower} has {n_bytes / 2**30:.1f} GiB of weights, and an ONNX file holds 2 GiB at most; take --precision fp16, or "
+            "--format torch-export"
+        )
 
 
 @contextlib.contextmanager

@@ -75,8 +75,7 @@ class _Lines:
     """:class:`Progress` as a display."""
 
     def __init__(self, total: int | None, done: int, *, quiet: bool) -> None:
-        self._progress = Progress(total, "training", quiet=quiet)
-        self._progress.done = done
+        self._progress = Progress(total, "training", done=done, quiet=quiet)
 
     def __enter__(self) -> Self:
         self._progress.__enter__()

@@ -1,16 +1,19 @@
 """Where a run is, as its checkpoint keeps it."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
 
+from coreclip.errors import CoreclipError
 from coreclip.pipeline import Loader
 from coreclip.training.ahead import AheadOnDevice
 from coreclip.training.ema import WeightAverage
 from coreclip.training.model import Clip
 from coreclip.training.reselection import Reselector
 from coreclip.training.signals import SignalRecorder
+
+_PARTS = {"place", "model", "optimiser", "loader", "signals", "average"}
 
 
 @dataclass
@@ -68,7 +71,17 @@ def restore(
     average: WeightAverage | None,
     reselector: Reselector | None,
 ) -> Place:
-    """Put everything back to a state that :func:`state_of` returned; returns where the run was."""
+    """Put everything back to a state that :func:`state_of` returned; returns where the run was.
+
+    Raises
+    ------
+    CoreclipError
+        For a state of another version.
+    """
+    if set(state) != _PARTS or set(state["place"]) != {field.name for field in fields(Place)}:
+        raise CoreclipError(
+            "checkpoint.pt was written by another version of coreclip; a run goes on with its own; train into another folder"
+        )
     place = Place(**state["place"])
     model.load_state_dict(state["model"])
     optimiser.load_state_dict(state["optimiser"])

@@ -3,8 +3,6 @@
 As open_clip does it: bicubic with antialiasing, the first position, which is no place's, left as it is.
 """
 
-from dataclasses import replace
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -47,11 +45,10 @@ def with_image_size(model: Clip, config: Config, image_size: int) -> Clip:
     image_size : int
         Pixels; one that the tower can have.
     """
-    target = replace(config, data=replace(config.data, image_size=image_size))
     state = model.state_dict()
     vocab_size = model.text.embedding.num_embeddings  # type: ignore[union-attr]  # both text towers have one
     with torch.device("meta"):
-        resized = Clip(target.model, image_size=image_size, vocab_size=vocab_size, end=model.end)  # type: ignore[arg-type]
+        resized = Clip(config.model, image_size=image_size, vocab_size=vocab_size, end=model.end)  # type: ignore[arg-type]
     resized.logit_bias = model.logit_bias  # which only some models have
     for name, tensor in resized.state_dict().items():
         if name.startswith("image.") and name.endswith("position"):

@@ -20,11 +20,12 @@ from torchmetrics.functional.classification import multiclass_accuracy
 from coreclip.errors import CoreclipError
 from coreclip.progress import Progress
 from coreclip.randomness import permutation
+from coreclip.training import streams
 
+LEAST_SPLIT = 5  # pairs to fit to and to test on
 _TEST_FRACTION = _VALIDATION_FRACTION = 0.2
 _COARSE = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)  # decades of C
 _FINEST = 1 / 8
-_STREAM_VALIDATION, _STREAM_SHOTS = 171, 172
 
 
 def linear_probe(
@@ -58,20 +59,18 @@ def linear_probe(
         For fewer than two classes or five pairs.
     """
     features = np.asarray(features, np.float32)
+    check_linear_probe(labels, least=1 if test is not None else LEAST_SPLIT)
     if test is None:
         order = permutation(len(labels), seed)
         n_test = round(_TEST_FRACTION * len(labels))
         held, fitted = order[:n_test], order[n_test:]
         test = features[held], labels[held]
         features, labels = features[fitted], labels[fitted]
-    if not len(test[1]) or len(np.unique(labels)) < 2:
-        raise CoreclipError(
-            f"a linear probe on {len(labels)} pairs with {len(np.unique(labels))} classes is not possible; "
-            "it needs two classes and five pairs at least; leave --linear-probe out"
-        )
+    check_linear_probe(labels)  # a split may leave one class
     c = _search_regularisation(features, labels, seed)
     predicted = _fit(features, labels, c).predict(np.asarray(test[0], np.float32))
-    commonest = np.bincount(labels).argmax()
+    classes, counts = np.unique(labels, return_counts=True)
+    commonest = classes[counts.argmax()]
     return {
         "linear_probe_accuracy": _accuracy(predicted, test[1]),
         "linear_probe_chance": float((test[1] == commonest).mean()),
@@ -82,9 +81,18 @@ def linear_probe(
     }
 
 
+def check_linear_probe(labels: np.ndarray, *, least: int = 1) -> None:
+    """Refuse labels, int64 (n,), that no classifier can be fitted to, or fewer than ``least``."""
+    if len(labels) < least or len(np.unique(labels)) < 2:
+        raise CoreclipError(
+            f"a linear probe on {len(labels)} pairs with {len(np.unique(labels))} classes is not possible; "
+            f"it needs two classes and {LEAST_SPLIT} pairs at least; leave --linear-probe out"
+        )
+
+
 def _search_regularisation(features: np.ndarray, labels: np.ndarray, seed: int) -> float:
     """Return the best C on a validation part, the lowest of equals; 1 where the rest of it would be of one class."""
-    order = permutation(len(labels), seed, stream=_STREAM_VALIDATION)
+    order = permutation(len(labels), seed, stream=streams.PROBE_VALIDATION)
     n_validation = round(_VALIDATION_FRACTION * len(labels))
     validation, fitted = order[:n_validation], order[n_validation:]
     if not n_validation or len(np.unique(labels[fitted])) < 2:
@@ -142,11 +150,9 @@ def few_shot(
     CoreclipError
         For numbers that are not above 0, fewer than two classes, and a class with too few pairs.
     """
+    check_few_shot(labels, shots, draws, is_apart=test is not None)
     wanted = sorted(set(shots))
-    if not wanted or wanted[0] < 1 or draws < 1:
-        raise CoreclipError(f"few_shot = {list(shots)} in {draws} draws is not allowed: numbers above 0, e.g. 1,2,4,8")
     most = wanted[-1]
-    _check_enough(labels, most if test is not None else most + 1, most)
     results: dict[int, list[tuple[float, float]]] = {k: [] for k in wanted}
     for draw in range(draws):
         places = _draw(labels, most, seed, draw)  # int64 (classes, most)
@@ -162,7 +168,12 @@ def few_shot(
     return [_summary(k, np.array(values)) for k, values in results.items()]
 
 
-def _check_enough(labels: np.ndarray, needed: int, most: int) -> None:
+def check_few_shot(labels: np.ndarray, shots: Sequence[int], draws: int, *, is_apart: bool) -> None:
+    """Refuse shots that labels, int64 (n,), do not have; not ``is_apart``: one more of each class is needed, to test on."""
+    if not shots or min(shots) < 1 or draws < 1:
+        raise CoreclipError(f"few_shot = {list(shots)} in {draws} draws is not allowed: numbers above 0, e.g. 1,2,4,8")
+    most = max(shots)
+    needed = most if is_apart else most + 1
     classes, counts = np.unique(labels, return_counts=True)
     if len(classes) < 2:
         raise CoreclipError(
@@ -178,7 +189,7 @@ def _check_enough(labels: np.ndarray, needed: int, most: int) -> None:
 
 def _draw(labels: np.ndarray, k: int, seed: int, draw: int) -> np.ndarray:
     """Return k pairs of each class in a random order, int64 (classes, k)."""
-    order = permutation(len(labels), seed, draw, stream=_STREAM_SHOTS)
+    order = permutation(len(labels), seed, draw, stream=streams.SHOTS)
     own = labels[order]
     return np.stack([order[np.flatnonzero(own == label)[:k]] for label in np.unique(labels)])
 
@@ -232,6 +243,8 @@ def _accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
 
 def _mean_per_class(predicted: np.ndarray, labels: np.ndarray) -> float:
     """Return the mean accuracy over the classes that the labels have."""
-    n = max(int(max(predicted.max(), labels.max())) + 1, 2)
-    per_class = multiclass_accuracy(torch.from_numpy(predicted), torch.from_numpy(labels), num_classes=n, average=None)
-    return float(per_class[torch.from_numpy(np.unique(labels))].mean())
+    # Numbered anew: torchmetrics' memory is quadratic in the highest number.
+    classes, number = np.unique(np.concatenate([predicted, labels]), return_inverse=True)
+    found, wanted = torch.from_numpy(number[: len(predicted)]), torch.from_numpy(number[len(predicted) :])
+    per_class = multiclass_accuracy(found, wanted, num_classes=max(len(classes), 2), average=None)
+    return float(per_class[wanted.unique()].mean())

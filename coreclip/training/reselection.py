@@ -22,11 +22,10 @@ from coreclip.randomness import hash64, permutation
 from coreclip.selection import Features, Subset, load_signals, metadata_of, needs_features, select
 from coreclip.selection.expression import count_of, parse, stages_of
 from coreclip.selection.signals import checkpoint_signals_of
+from coreclip.training import streams
 from coreclip.training.device import decoding_threads
 from coreclip.training.loss import LEAST_ROWS
 from coreclip.training.model import MAX_LOGIT_SCALE, Clip
-
-_STREAM_POOL, _STREAM_SEED = 560, 561
 
 
 class Reselector:
@@ -51,6 +50,11 @@ class Reselector:
         self._folder, self._signals = run / "subsets", run / "signals"
         self._dataset, self._config, self._device = dataset, config, device
         self._given, self._weights = _distinct(subset, dataset.n)
+        if len(self._given) < LEAST_ROWS:
+            raise CoreclipError(
+                f"{len(self._given)} different pairs with a weight above 0 to choose among; a contrast needs {LEAST_ROWS}; "
+                "look at the subset"
+            )
         self._loader = make_loader(
             dataset,
             batch_size=config.data.batch_size,
@@ -92,7 +96,7 @@ class Reselector:
         asked, seed, data = self._config.reselect, self._config.train.seed, self._dataset
         pool = self._given
         if 0 < asked.pool < len(pool):
-            pool = pool[np.sort(permutation(len(pool), seed, passes, _STREAM_POOL)[: asked.pool])]
+            pool = pool[np.sort(permutation(len(pool), seed, passes, streams.POOL)[: asked.pool])]
         features = None
         if needs_features(asked.method):
             self._loader.set_subset(pool)
@@ -111,7 +115,7 @@ class Reselector:
             signals=self._signals_of(pool),
             metadata={name: _metadata(data, name)[pool] for name in metadata_of(asked.method)},
             labels=None if data.labels is None else data.labels[pool],
-            seed=int(hash64(seed, passes, np.zeros(1, np.int64), _STREAM_SEED)[0] >> np.uint64(33)),
+            seed=int(hash64(seed, passes, np.zeros(1, np.int64), streams.RESELECTION)[0] >> np.uint64(33)),
             fingerprint=data.fingerprint,
         )
         indices = pool[chosen.indices]

@@ -19,6 +19,7 @@ from coreclip.training.features import image_features, load_features
 from coreclip.training.ranking import on_grid
 
 _ROWS = 1 << 14
+_QUERIES = 256  # that are scored at a time
 
 
 def search(
@@ -85,7 +86,7 @@ def search_all(
     clip = ClipModel.load(run, device)
     wanted = np.concatenate([clip.encode_text(list(queries)).cpu(), clip.encode_image(list(images)).cpu()])
     if features is not None:
-        stored = load_features(features, run, dataset).image
+        stored = load_features(features, run, clip, dataset).image
         assert stored is not None
         rows = _blocks(stored)
     else:
@@ -129,11 +130,14 @@ def _best(
     best: list[list[tuple[float, int]]] = [[] for _ in queries]
     wanted = on_grid(queries)  # exact scores: equal rows tie wherever they lie in a block
     for index, block in rows:
-        scores = (wanted @ on_grid(block).T).numpy()
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :top]
-        for q, places in enumerate(order):
-            found = zip(scores[q, places].tolist(), index[places].tolist(), strict=True)
-            best[q] = heapq.nsmallest(top, [*best[q], *found], key=lambda hit: (-hit[0], hit[1]))
+        columns = on_grid(block).T
+        for first in range(0, len(queries), _QUERIES):
+            scores = (wanted[first : first + _QUERIES] @ columns).numpy()
+            order = np.argsort(-scores, axis=1, kind="stable")[:, :top]
+            for q, places in enumerate(order):
+                found = zip(scores[q, places].tolist(), index[places].tolist(), strict=True)
+                merged = [*best[first + q], *found]
+                best[first + q] = heapq.nsmallest(top, merged, key=lambda hit: (-hit[0], hit[1]))
     return best
 
 

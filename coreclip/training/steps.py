@@ -20,7 +20,7 @@ from coreclip.training.compiling import compile_blocks, decide_compile
 from coreclip.training.device import check_threads, decoding_threads, resolve_device
 from coreclip.training.distributed import ONE, Ranks
 from coreclip.training.ema import WeightAverage
-from coreclip.training.jest import make_selector
+from coreclip.training.jest import make_selector, take_rows
 from coreclip.training.loss import LEAST_ROWS
 from coreclip.training.model import END, Clip, new_model
 from coreclip.training.objectives import Objective, make_objective
@@ -187,11 +187,15 @@ def to_device(batch: Batch, labels: Tensor | None, device: torch.device, batch_s
 
 
 def update(model: Clip, optimiser: torch.optim.AdamW, *, clip_norm: float, rate: float) -> Tensor:
-    """Clip the gradient and take an optimiser step at a learning rate; returns the gradient's norm before, float32 ()."""
+    """Clip the gradient and take an optimiser step at a learning rate; returns the gradient's norm before, float32 ().
+
+    The temperature stays within its bound: beyond it nothing would ever lead it back.
+    """
     norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
     for group in optimiser.param_groups:
         group["lr"] = rate
     optimiser.step()
+    model.limit_scale()
     return norm
 
 
@@ -224,7 +228,7 @@ def decide_speed(
     model : Clip
         Left as it is.
     rows : Rows
-        A batch to measure with.
+        A batch to measure with; no more of it than a step is trained on.
     config : Config
     seconds_left : callable
         Seconds of training that are left, given those that a step takes.
@@ -236,6 +240,8 @@ def decide_speed(
     dict
         As of :func:`decide_precision` and :func:`coreclip.training.compiling.decide_compile`.
     """
+    if len(rows.index) > config.data.batch_size:
+        rows = take_rows(rows, np.arange(config.data.batch_size), 1.0)
     precision = decide_precision(model, rows, config.train.precision, objective)
     trial = copy.deepcopy(model)
 

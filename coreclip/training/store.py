@@ -6,7 +6,6 @@
 """
 
 import json
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from coreclip.config import Config, config_to_toml, load_config
 from coreclip.errors import CoreclipError
-from coreclip.files import atomic_path, read_json, write_json, write_text
+from coreclip.files import atomic_path, read_json, remove, write_json, write_text
 from coreclip.pipeline import Tokenizer
+from coreclip.training.checkpoint_files import UNREADABLE
 from coreclip.training.model import Clip, new_model
 from coreclip.training.pretrained import is_pretrained, load_pretrained, pretrained_config, pretrained_weights
 
@@ -116,10 +116,9 @@ def load_checkpoint(run: Path) -> dict[str, Any] | None:
         return None
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
-        raise CoreclipError(
-            f"{path} is damaged ({str(error).splitlines()[0][:80]}); remove the folder {run} and train again"
-        ) from None
+    except UNREADABLE as error:
+        reason = (str(error).splitlines() or ["it ends early"])[0][:80]
+        raise CoreclipError(f"{path} is damaged ({reason}); remove the folder {run} and train again") from None
 
 
 def save_weights(path: Path, model: Clip, note: dict[str, Any] | None = None) -> None:
@@ -178,8 +177,21 @@ def keep_weights(run: Path, model: Clip, *, step: int, learning_rate: float) -> 
     save_weights(path, model, {"step": step, "learning_rate": learning_rate})
 
 
-def drop_weights(run: Path, step: int) -> None:
-    """Remove what is kept of the steps past ``step``: they are done again, and another of them may be kept then."""
+def drop_later(run: Path, step: int) -> None:
+    """Remove what was written of the steps past ``step``: they are done again. -1: of all, where no checkpoint is left.
+
+    What a sitting was writing when it was killed goes too.
+    """
+    for half in (*run.glob(".*.tmp"), *run.glob("*/.*.tmp")):
+        remove(half)
+    _cut_metrics(run / "metrics.jsonl", step)
+    _drop_weights(run, step)
+    if step < 0:
+        for name in ("signals", "subsets", "tensorboard"):
+            remove(run / name)
+
+
+def _drop_weights(run: Path, step: int) -> None:
     for path in (run / "checkpoints").glob("*.safetensors"):
         if path.stem.isdecimal() and int(path.stem) > step:
             path.unlink()
@@ -257,8 +269,8 @@ def config_of(run: str | Path) -> Config:
     return load_config(Path(run) / "config.toml")
 
 
-def cut_metrics(path: Path, step: int) -> None:
-    """Drop the lines of ``metrics.jsonl`` past ``step``: the steps are done again. A half-written last line goes too."""
+def _cut_metrics(path: Path, step: int) -> None:
+    """Drop the lines of ``metrics.jsonl`` past ``step``; a half-written last line goes too."""
     if not path.exists():
         return
     kept = []

@@ -125,6 +125,10 @@ def _joined(where: str, one: Tie, parts: list[Tensor], shape: torch.Size) -> Ten
             f"{one.ours} {tuple(shape)}; its files belong to different models"
         )
     if not stacked.is_floating_point():
+        if not one.ours.endswith("num_batches_tracked"):
+            raise CoreclipError(
+                f"{where} holds {stacked.dtype} in {one.theirs[0]}; weights are floating point; save it unquantised"
+            )
         return stacked.contiguous()
     stacked = stacked.to(torch.float32).contiguous()
     if not bool(stacked.isfinite().all()):

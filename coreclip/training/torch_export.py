@@ -18,7 +18,7 @@ def write_torch_export(job: ExportJob) -> dict[str, Any]:
     """Write ``image_tower.pt2`` and ``text_tower.pt2``; as a format's ``write``."""
     files = {tower: f"{tower}.pt2" for tower in TOWERS}
     for tower, file in files.items():
-        example = torch.from_numpy(job.check.of(tower)[:2])
+        example = job.example(tower)
         dtype = torch.float16 if job.precision == "fp16" else torch.float32
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "No complete tensor found")  # of weights on a GPU

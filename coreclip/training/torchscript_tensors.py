@@ -11,7 +11,7 @@ import math
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,16 @@ _DTYPES = {
     "IntStorage": torch.int32,
     "BoolStorage": torch.bool,
 }
-_MOST_DEPTH = 64
+_MOST_DEPTH, _MOST_MODULES = 64, 100_000
 
 
 def is_torchscript(path: Path) -> bool:
     """Whether a file is a TorchScript archive."""
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.count("/") == 1 and name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.count("/") == 1 and name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
@@ -60,14 +61,18 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
         raise CoreclipError(
             f"{path} is not a TorchScript archive of tensors and modules ({str(error)[:120]}); copy it anew, or name a state dict"
         ) from None
-    return dict(_tensors(path, tree))
+    return _tensors(path, tree)
 
 
 class _Module:
     """What stands for a module: its attributes, and nothing that could run."""
 
-    def __init__(self) -> None:
-        self.attributes: dict[str, Any] = {}
+    attributes: dict[str, Any]
+
+    def __new__(cls, *_: object) -> "_Module":  # a pickle calls no __init__
+        self = super().__new__(cls)
+        self.attributes = {}
+        return self
 
     def __setstate__(self, state: object) -> None:
         if isinstance(state, dict):
@@ -136,12 +141,23 @@ _KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
 }
 
 
-def _tensors(path: Path, module: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
-    if depth > _MOST_DEPTH:
-        raise CoreclipError(f"{path} nests its modules more than {_MOST_DEPTH} deep, which no model does; copy it anew")
-    if isinstance(module, _Module):
+def _tensors(path: Path, tree: Any) -> dict[str, Tensor]:
+    """Return the tensors below a module, by their dotted names."""
+    found: dict[str, Tensor] = {}
+    left, n_seen = [("", tree, 0)], 0
+    while left:
+        prefix, module, depth = left.pop()
+        if not isinstance(module, _Module):
+            continue
+        n_seen += 1  # each time that it is met: a few modules that name each other are a tree without end
+        if depth > _MOST_DEPTH or n_seen > _MOST_MODULES:
+            raise CoreclipError(
+                f"{path} has more than {_MOST_MODULES:,} modules, or nests them more than {_MOST_DEPTH} deep, which no model does; "
+                "copy it anew"
+            )
         for name, value in module.attributes.items():
             if isinstance(value, Tensor):
-                yield f"{prefix}{name}", value
+                found[f"{prefix}{name}"] = value
             else:
-                yield from _tensors(path, value, f"{prefix}{name}.", depth + 1)
+                left.append((f"{prefix}{name}.", value, depth + 1))
+    return found

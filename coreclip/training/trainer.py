@@ -23,7 +23,7 @@ from coreclip.pipeline import Batch, Dataset
 from coreclip.training.ahead import AheadOnDevice
 from coreclip.training.asked import all_asked
 from coreclip.training.compiling import compile_blocks
-from coreclip.training.device import resolve_device, torch_threads
+from coreclip.training.device import deterministic_kernels, resolve_device, torch_threads
 from coreclip.training.distributed import Ranks, check_processes, cut, processes
 from coreclip.training.ema import WeightAverage, averaged
 from coreclip.training.finite import LastGradient, check_weights, refuse_not_finite
@@ -51,8 +51,7 @@ from coreclip.training.steps import (
     update,
 )
 from coreclip.training.store import (
-    cut_metrics,
-    drop_weights,
+    drop_later,
     keep_weights,
     load_checkpoint,
     open_run,
@@ -181,6 +180,7 @@ def train(
         if ranks.is_first:
             stack.enter_context(lock(run))
         stack.enter_context(torch_threads(threads))
+        stack.enter_context(deterministic_kernels(config.train.deterministic))
         stack.enter_context(torch.random.fork_rng(devices=[target_device] if target_device.type == "cuda" else []))
 
         # The run: what is asked for, what is there already.
@@ -213,8 +213,7 @@ def train(
         if state is not None:
             place = restore(state, model, optimiser, pairs, signals, average, reselector)
         if ranks.is_first:
-            cut_metrics(run / "metrics.jsonl", place.step if state is not None else -1)
-            drop_weights(run, place.step)
+            drop_later(run, place.step if state is not None else -1)
 
         # The loop.
         clock = _Clock(started - place.seconds)
@@ -264,6 +263,8 @@ def train(
                 fraction = (place.samples_seen + wanted / 2) / total
             with watch.stage("transfer"):
                 rows = to_device(batch, labels, target_device, config.data.batch_size // ranks.size, end=model.end)
+            if not place.step and fraction >= 1:
+                _report_no_time(begin)
             if rows.broken and not place.broken:
                 _report_broken(rows.broken)
             least, broken = ranks.least_and_broken(len(rows.index), len(rows.broken))
@@ -290,6 +291,7 @@ def train(
             bf16 = record["decisions"]["precision"] == "bf16"
             ranks.reseed(config.train.seed, place.step)
             if jest is not None:
+                last.check(ranks)
                 with watch.stage("select"):
                     place.scored += len(rows.index)
                     rows = jest.choose(model, rows, wanted, step=place.step, bf16=bf16)
@@ -327,6 +329,8 @@ def train(
             used = place.samples_seen / total if total is not None else now / end_seconds
             interrupted = stopped and not finished
             if not (finished or interrupted):
+                if reselector is not None and place.step_in_pass == 0:
+                    last.check(ranks)
                 _reselect(reselector, model, loader, growth, place, end_seconds - now, log)
             if validator is not None and (finished or parts_passed(used, config.train.evaluate_every) > place.parts):
                 place.parts = parts_passed(used, config.train.evaluate_every)
@@ -436,7 +440,7 @@ def _wanted(delivered: int, jest: JestSelector | None) -> int:
 def _end_batch(place: Place, loader: AheadOnDevice, signals: SignalRecorder | None) -> None:
     """Count a batch, and end the pass with its last one."""
     place.step_in_pass += 1
-    if place.step_in_pass == len(loader):
+    if place.step_in_pass >= len(loader):  # with other processes than before a pass may have fewer batches
         place.step_in_pass = 0
         place.passes += 1
         if signals is not None:
@@ -514,6 +518,13 @@ def _reselect(
 
 def _first_rows(batch: Batch, n: int) -> Batch:
     return replace(batch, **{name: value[:n] for name, value in vars(batch).items()})
+
+
+def _report_no_time(seconds: float) -> None:
+    print(
+        f"coreclip: the budget was used up by the start, which took {seconds:.1f} s: the model is left as it began; give more --minutes",
+        file=sys.stderr,
+    )
 
 
 def _report_floor(floor: float) -> None:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from coreclip.randomness import uniform
-
-_STREAM = 702
+from coreclip.training import streams
 
 
 def drop_words(
@@ -40,7 +39,7 @@ def drop_words(
         return tokens, lengths
     place = np.arange(tokens.shape[1])
     is_word = (place > 0) & (place < lengths.numpy()[:, None] - 1)
-    is_dropped = is_word & (uniform(seed, step, index[:, None] * len(place) + place, _STREAM) < share)
+    is_dropped = is_word & (uniform(seed, step, index[:, None] * len(place) + place, streams.WORDS) < share)
     is_dropped[(is_dropped == is_word).all(1)] = False
     order = torch.from_numpy(np.argsort(is_dropped, axis=1, kind="stable"))
     left = lengths - torch.from_numpy(is_dropped.sum(1))

@@ -5,6 +5,7 @@ Each command runs once in a process of its own; its variants run in this one, wh
 
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
@@ -88,6 +89,11 @@ def test_search_takes_several_queries_and_images_and_writes_a_page(flow, at, fil
     assert "coreclip search" in page
     assert (flow["search"]["query"], len(flow["search"]["results"])) == ("a red boat", 3)
     assert "nothing is asked for" in here("search", at / "run", at / "heldout", code=2)
+    strange = tmp_path / os.fsdecode(b"caf\xe9.jpg")
+    strange.write_bytes((files / "03.jpg").read_bytes())
+    printed = here("search", at / "run", at / "heldout", "--image", strange, "--html", tmp_path / "one.html", "--json")
+    assert json.loads(printed)["query"].endswith("caf?.jpg")
+    assert json.loads(printed)["results"][0]["index"] == 3
     for content, message in (
         (b" \n", "is empty; it must have one a line"),
         (b"\xe9\n", "is not UTF-8; save it as UTF-8"),
@@ -125,3 +131,8 @@ def test_classify_gives_probabilities_and_a_table(at, files, tmp_path, here):
     assert float(rows[0]["probability"]) == found["results"][0]["predictions"][0]["probability"]
     assert "nothing of yours is replaced" in here("classify", at / "run", files, *options, code=2)
     assert "%" in here("classify", at / "run", files / "00.jpg", "--classes", "boat,house")
+    (tmp_path / "names.txt").write_text("\ufeffboat\nhouse\n", encoding="utf-8")
+    named = json.loads(here("classify", at / "run", files / "00.jpg", "--classes", tmp_path / "names.txt", "--json"))
+    assert named["classes"] == ["boat", "house"]
+    unknown = os.fsdecode(b"b\xe9,house")
+    assert "is not UTF-8 text; type it" in here("classify", at / "run", files, "--classes", unknown, code=2)

@@ -132,20 +132,22 @@ def test_distillation_weights_give_the_gradient_of_repeated_rows(weights, seed):
     seed=st.integers(0, 10**6),
     n_captions=st.integers(1, 9),
     labelled=st.booleans(),
+    n_pairs=st.integers(1, 12),
     objective=st.sampled_from(["softmax", "sigmoid", "distillation"]),
 )
-def test_the_parts_of_all_rows_add_up_to_the_whole(sizes, seed, n_captions, labelled, objective):
+def test_the_parts_of_all_rows_add_up_to_the_whole(sizes, seed, n_captions, labelled, n_pairs, objective):
     m = sum(sizes)
     features, teacher = unit(2, m, 5, seed=seed), unit(2, m, 3, seed=seed + 1)
     generator = torch.Generator().manual_seed(seed)
     tokens = captions(m, n_captions, seed)
     labels = torch.randint(-1, 3, (m,), generator=generator) if labelled else None
     weight = torch.rand(m, generator=generator, dtype=torch.float64) + 0.1
+    index = torch.randint(n_pairs, (m,), generator=generator).numpy()
 
     def run(own: slice | None):
         parts = leaves(*features)
         scalars = numbers(1.5, -2.0)
-        pairs = scaled(pairs_of(tokens, labels, weight, own))
+        pairs = scaled(pairs_of(tokens, labels, weight, own, index=index))
         if objective == "distillation":
             loss = distilled(*parts, scalars[0], teacher, pairs)
             signals = {}

@@ -1,5 +1,6 @@
 """What a GPU changes: nothing but rounding. These run where there is one."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -52,6 +53,7 @@ def test_a_run_on_a_gpu_is_one_on_the_processor_up_to_rounding(data, tmp_path, c
 @pytest.mark.parametrize("config", [CNN, ALL], ids=["plain", "all options"])
 @pytest.mark.parametrize("stop", [1, 4, 7])
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(data, tmp_path, config, stop):
+    config = replace(config, train=replace(config.train, deterministic=True))
     train(data, tmp_path / "whole", config=config, samples=60, device="cuda")
     with pytest.raises(Stop):
         train(data, tmp_path / "run", config=config, samples=60, device="cuda", watch=StopAfter(stop))
@@ -77,8 +79,19 @@ def test_attention_within_packed_rows_is_the_padded_one(causal):
     x = torch.randn(len(packed.flat), 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     by_kernel = packed.attend(block.qkv(x), block.heads)
     packed.begins = None
-    packed.mask = None if causal else (torch.arange(9) < lengths.unsqueeze(1))[:, None, None].cuda()
     torch.testing.assert_close(by_kernel, Whole.attend(packed, block.qkv(x), block.heads), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_captions_of_different_lengths_have_the_features_that_they_have_on_the_cpu(causal):
+    model = build_model(replace(VIT, model=replace(VIT.model, text_causal=causal)), vocab_size=40, seed=0).eval()
+    tokens = torch.randint(5, 40, (6, 16))
+    tokens[torch.arange(6), torch.arange(4, 16, 2)] = END
+    tokens[torch.arange(16) > torch.arange(4, 16, 2).unsqueeze(1)] = 0
+    there = model.encode_text(tokens)
+    torch.testing.assert_close(
+        copy.deepcopy(model).cuda().encode_text(tokens.cuda()).cpu(), there, rtol=1e-3, atol=1e-4
+    )
 
 
 def test_compiled_blocks_give_what_plain_ones_do():

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from coreclip.errors import CoreclipError
-from coreclip.training import ClipModel, embed, evaluate, ranking, train
+from coreclip.training import ClipModel, embed, evaluate, evaluation, ranking, train
 from coreclip.training import features as features_module
 from coreclip.training.features import encode_unique, mean_direction
 from coreclip.training.prompts import class_features
@@ -137,7 +137,7 @@ def test_every_figure_of_a_labelled_data_set_is_there(trained, labelled, tmp_pat
     json.dumps(result, allow_nan=False)
 
 
-def test_probes_and_their_training_data_must_fit(trained, labelled, tmp_path_factory):
+def test_probes_and_their_training_data_must_fit(trained, labelled, tmp_path_factory, monkeypatch):
     data, run = trained
     others = make_dataset(tmp_path_factory.mktemp("others") / "set", 6, labels=("dog", "red cat"))
     cases = (
@@ -147,7 +147,16 @@ def test_probes_and_their_training_data_must_fit(trained, labelled, tmp_path_fac
         (labelled, {"train": others}, "is for probes, and none is asked for; add --linear-probe or --few-shot"),
         (labelled, {"linear_probe": True, "train": others}, "have other classes, and label 3 of one must be label 3"),
         (labelled, {"train_features": "somewhere"}, r"features of a training data set \(somewhere\) without one"),
+        (
+            labelled,
+            {"linear_probe": True, "train": labelled},
+            "is the data set that is tested on, whose labels probes must not know",
+        ),
+        (labelled, {"few_shot": [0]}, r"few_shot = \[0\] in 5 draws is not allowed"),
+        (labelled, {"few_shot": [6]}, "class 0 has 6 pairs, and 6 shots need 7 of each"),
+        (data, {"class_names": ["a", "b"]}, "class names are given, but the data set has no class labels"),
     )
+    monkeypatch.setattr(evaluation, "all_image_features", None)  # said before anything is embedded
     for dataset, options, message in cases:
         with pytest.raises(CoreclipError, match=message):
             evaluate(run, dataset, **options)
@@ -157,13 +166,15 @@ def test_features_stand_for_embedding_again(trained, labelled, tmp_path, monkeyp
     data, run = trained
     embed(data, tmp_path / "plain", model=run)
     embed(labelled, tmp_path / "labelled", model=run)
+    more = make_dataset(tmp_path / "more", 20, labels=("red cat", "dog"))
+    embed(more, tmp_path / "more features", model=run)
     expected = evaluate(run, data)
-    options = {"linear_probe": True, "few_shot": [1], "train": labelled}
+    options = {"linear_probe": True, "few_shot": [1], "train": more}
     probed = evaluate(run, labelled, **options)
     monkeypatch.setattr(features_module, "image_features", None)  # nothing is decoded
     found = evaluate(run, data, features=tmp_path / "plain")
     assert {key: value for key, value in found.items() if value != expected[key]} == {}
-    stored = {"features": tmp_path / "labelled", "train_features": tmp_path / "labelled"}
+    stored = {"features": tmp_path / "labelled", "train_features": tmp_path / "more features"}
     assert evaluate(run, labelled, **options, **stored).keys() == probed.keys()
 
 

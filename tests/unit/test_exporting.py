@@ -12,7 +12,7 @@ import torch
 from coreclip.config import Config, DataConfig, ModelConfig, TrainConfig
 from coreclip.errors import CoreclipError
 from coreclip.files import sha256_file
-from coreclip.training import FORMATS, ClipModel, ExportedModel, evaluate, export, train
+from coreclip.training import FORMATS, ClipModel, ExportedModel, evaluate, export, onnx_export, train
 from coreclip.training.export_job import Format, check_packages
 from coreclip.training.export_parity import Parity, compare_features, measure_parity, refuse_disagreement
 from tests.helpers import make_dataset
@@ -52,7 +52,7 @@ def images(n, size=32):
 
 def same_calls(run, out, tolerance):
     """Check that an export answers the calls of ClipModel as the model does."""
-    model, exported = ClipModel.load(run), ExportedModel.load(out, threads=1)
+    model, exported = ClipModel.load(run), ExportedModel.load(out, threads=1, trusted=True)
     for batch in (images(1), images(5), images(3, size=40)):
         torch.testing.assert_close(exported.encode_image(batch), model.encode_image(batch), rtol=0, atol=tolerance)
     torch.testing.assert_close(exported.encode_text(TEXTS), model.encode_text(TEXTS), rtol=0, atol=tolerance)
@@ -123,6 +123,16 @@ def test_a_damaged_export_is_refused(int8, tmp_path):
     for change, words in (
         ({"format_version": 9}, "has format version 9"),
         ({"format": "coreml"}, "has the format 'coreml'"),
+        (
+            {"format": "torch-export"},
+            "is a torch-export export, whose files can hold code that runs .*; give trusted=True",
+        ),
+        ({"files": None}, "is damaged: export.json lacks an entry; export again"),
+        ({"logit_scale": None}, "is damaged: export.json lacks an entry; export again"),
+        (
+            {"sha256": described["sha256"] | {"../tokenizer.json": ""}},
+            r"names the file '../tokenizer.json', which is outside of it",
+        ),
     ):
         (tmp_path / "out" / "export.json").write_text(json.dumps(described | change))
         with pytest.raises(CoreclipError, match=words):
@@ -181,6 +191,23 @@ def test_torchscript_warns_and_agrees(run, tmp_path, capsys):
     tried = json.loads((tmp_path / "out" / "export.json").read_text())["trace_checked_on"]
     assert "padding alone" in tried["text_tower"]
     assert "black images" in tried["image_tower"]
+
+
+def test_a_tower_that_no_onnx_file_can_hold_is_refused_before_it_is_traced(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_export, "_MOST_BYTES", 10_000)
+    monkeypatch.setattr(onnx_export, "exported_program", None)
+    with pytest.raises(
+        CoreclipError, match=r"the image_tower has .* GiB of weights, and an ONNX file holds 2 GiB at most"
+    ):
+        export(run, tmp_path / "out", format="onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch-export", "torchscript"])
+def test_a_single_pair_is_enough_to_compare_on(run, tmp_path, format):
+    report = export(run, tmp_path / "out", format=format, dataset=make_dataset(tmp_path / "one", 1))
+    assert report.least_cosine > 0.99999
+    same_calls(run, tmp_path / "out", 1e-5)
 
 
 @pytest.mark.parametrize(

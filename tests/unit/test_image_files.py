@@ -20,7 +20,7 @@ def test_files_folders_and_lists_are_found_once_in_order(tmp_path):
     (folder / "deep").mkdir(parents=True)
     for name in ("b.JPG", "a.png", "deep/c.webp", "notes.md", ".hidden.txt"):
         (folder / name).write_bytes(b"x")
-    (tmp_path / "found.txt").write_text("\n folder/a.png \nfolder/strange name\n/elsewhere/d.jpg\n")
+    (tmp_path / "found.txt").write_text("\ufefffolder/a.png \nfolder/strange name\n\n/elsewhere/d.jpg\n")
     found = find_images([folder, tmp_path / "odd", tmp_path / "found.txt"])
     assert [os.path.relpath(path, tmp_path) if path.is_relative_to(tmp_path) else str(path) for path in found] == [
         "folder/a.png", "folder/b.JPG", "folder/deep/c.webp", "odd", "folder/strange name", "/elsewhere/d.jpg",

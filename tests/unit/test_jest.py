@@ -13,8 +13,9 @@ from coreclip.errors import CoreclipError
 from coreclip.pipeline import Dataset
 from coreclip.training import embed, make_step, train
 from coreclip.training.jest import make_selector
-from coreclip.training.model import build_model
-from coreclip.training.steps import labels_of, to_device, training_loader
+from coreclip.training.model import Clip, build_model
+from coreclip.training.objectives import make_objective
+from coreclip.training.steps import decide_speed, labels_of, to_device, training_loader
 from tests.helpers import make_dataset
 from tests.unit.test_train import Stop, StopAfter, lines, weights
 
@@ -108,6 +109,38 @@ def test_the_choice_leaves_the_model_alone_and_takes_whole_rows(reference):
     others = [selector.choose(model, rows, 4, step=step, bf16=False).index.tolist() for step in range(20)]
     assert len(set(map(tuple, others))) > 5
     assert selector.choose(model, rows, 8, step=3, bf16=False) is rows
+
+
+@pytest.mark.parametrize("source", [1, 2])
+def test_no_more_pairs_than_a_micro_batch_go_through_the_towers_at_once(reference, monkeypatch, source):
+    data = reference[0]
+    config = with_jest(reference[source])
+    config = replace(config, train=replace(config.train, micro_batch=5))
+    selector, rows, model = selector_and_rows(data, config)
+    asked = []
+
+    def counted(encode):
+        return lambda self, *x: asked.append(len(x[0])) or encode(self, *x)
+
+    for tower in ("encode_image", "encode_text"):
+        monkeypatch.setattr(Clip, tower, counted(getattr(Clip, tower)))
+    assert len(selector.choose(model, rows, 4, step=3, bf16=False).index) == 4
+    assert set(asked) == {5, 3}
+
+
+def test_what_is_faster_is_measured_on_as_many_pairs_as_a_step_is_trained_on(reference):
+    class Counts:
+        def forward(self, model, rows, *, bf16, step=0):
+            asked.append(len(rows.index))
+            return make_objective(data, config, data.tokenizer()).forward(model, rows, bf16=bf16)
+
+    data, asked = reference[0], []
+    config = replace(with_jest(reference[1]), train=TrainConfig(precision="auto", compile="off"))
+    _, rows, model = selector_and_rows(data, config)
+    assert len(rows.index) == 8
+    decide_speed(model, rows, config, lambda seconds: 0.0, Counts())
+    assert asked
+    assert set(asked) == {4}
 
 
 def write_features(folder, data, image, text, **info):

@@ -223,6 +223,14 @@ def test_one_size_for_all_is_training_without(data, tmp_path):
     assert bytes_of(tmp_path / "plain") == bytes_of(tmp_path / "sizes")
 
 
+def test_a_run_whose_images_grew_is_a_start_for_another_size(data, tmp_path):
+    config = replace(PLAIN, data=replace(PLAIN.data, sizes=(8, 16)))
+    train(data, tmp_path / "first", config=config, samples=20)
+    other = replace(PLAIN, data=replace(PLAIN.data, image_size=24))
+    train(data, tmp_path / "second", config=other, samples=10, init_from=tmp_path / "first")
+    assert load_config(tmp_path / "second" / "config.toml").data.image_size == 24
+
+
 def test_images_that_stay_in_memory_grow_too(data, tmp_path):
     config = replace(PLAIN, data=replace(PLAIN.data, sizes=(8, 12, 16), resident=True))
     train(data, tmp_path / "whole", config=config, samples=60)
@@ -251,7 +259,7 @@ def test_size_of_a_fraction():
     [
         ("data.sizes=[32,48]", r"data.sizes = \(32, 48\) is not allowed: the last one is data.image_size = 64"),
         ("data.sizes=[4,64]", r"8 to data.image_size = 64"),
-        ("data.sizes=64", r"data.sizes = 64 must be a list"),
+        ("data.sizes=64", r"data.sizes = 64 must be a list of numbers$"),
         ("data.sizes=[32.5,64]", r"data.sizes = 32.5 must be of type int"),
         ("data.weights=both", "one of loss, draws"),
         ("train.ema=0.5", r"train.ema = 0.5 is not allowed: a fraction of the steps, 0 \(none\) to 0.25"),

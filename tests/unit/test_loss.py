@@ -2,10 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from coreclip.training.loss import contrastive_loss, equal_pairs
+from coreclip.training.loss import contrastive_loss, equal_pairs, pairs_of
 
 
 def features(b: int, d: int = 8, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,6 +59,18 @@ def test_equal_pairs_by_caption_and_by_class():
     labels = torch.tensor([0, 1, 2, 1])
     assert equal_pairs(tokens, labels)[1, 3]
     assert not equal_pairs(tokens, torch.tensor([-1, -1, 2, -1]))[1, 3]  # no class equals no other
+
+
+def test_a_pair_that_is_drawn_twice_is_no_negative_of_itself():
+    """With two of its captions: both fit the image of both copies."""
+    tokens = torch.tensor([[1, 5, 2], [1, 6, 2], [1, 7, 2], [1, 5, 2]])
+    index = np.array([40, 3, 40, 8])
+    same = equal_pairs(tokens, index=index)
+    assert same.nonzero().tolist() == [[0, 0], [0, 2], [0, 3], [1, 1], [2, 0], [2, 2], [3, 0], [3, 3]]
+    assert torch.equal(equal_pairs(tokens, index=np.arange(4)), equal_pairs(tokens))
+    pairs = pairs_of(tokens, None, torch.ones(4), slice(2, 4), index=index)
+    assert torch.equal(pairs.same, same[2:])
+    assert pairs.first.tolist() == [0, 1, 0, 0]
 
 
 def test_pairs_of_weight_zero_are_left_out_as_rows_and_as_columns():

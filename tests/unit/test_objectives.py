@@ -9,16 +9,16 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from coreclip.config import Config, DataConfig, DistillConfig, ModelConfig, TrainConfig
+from coreclip.config import Config, DataConfig, DistillConfig, JestConfig, ModelConfig, ReselectConfig, TrainConfig
 from coreclip.errors import CoreclipError
 from coreclip.training import embed, evaluate, train
 from coreclip.training.class_softmax import class_texts, classification_loss
 from coreclip.training.distillation import affinity_loss, make_teacher
 from coreclip.training.loss import equal_pairs, pairs_of, scaled
-from coreclip.training.model import build_model
+from coreclip.training.model import MAX_LOGIT_SCALE, build_model
 from coreclip.training.objectives import OBJECTIVES, make_objective
 from coreclip.training.sigmoid import sigmoid_loss
-from coreclip.training.steps import Rows
+from coreclip.training.steps import Rows, make_optimiser, update
 from coreclip.training.text_towers import caption_lengths
 from tests.helpers import make_dataset
 from tests.unit.test_train import Stop, StopAfter, lines, weights
@@ -272,18 +272,42 @@ def test_a_teacher_of_another_data_set_or_without_texts_is_refused(data, teacher
 # ----------------------------------------------------------------------------------------------------------------- not finite
 
 
-def test_a_gradient_that_is_not_finite_names_the_step_and_the_pairs(data, tmp_path):
+@pytest.mark.parametrize("then", ["the next batch", "a choice of rows", "a choice of pairs"])
+def test_a_gradient_that_is_not_finite_names_the_step_and_the_pairs(data, tmp_path, then):
     def blow_up(module, _, output):
         if isinstance(module, torch.nn.LayerNorm) and output.requires_grad:
             output.register_hook(lambda gradient: gradient * math.inf)
 
+    config = settings()
+    if then == "a choice of rows":
+        train(data, tmp_path / "reference", config=config, samples=12)
+        config = replace(config, jest=JestConfig(keep=0.5, reference=str(tmp_path / "reference")))
+    if then == "a choice of pairs":
+        config = replace(config, data=replace(config.data, batch_size=12), reselect=ReselectConfig(every=1))
     handle = torch.nn.modules.module.register_module_forward_hook(blow_up)
     try:
         with pytest.raises(
             CoreclipError,
             match=r"the gradient's norm is (nan|inf) at step 0 \(batch with the indices \d+, .*train.precision=fp32",
         ):
-            train(data, tmp_path / "run", config=settings(), samples=12)
+            train(data, tmp_path / "run", config=config, samples=48)
     finally:
         handle.remove()
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------- temperature
+
+
+def test_a_temperature_that_has_come_to_its_bound_comes_back():
+    config = replace(settings(), train=replace(settings().train, temperature=0.01))
+    model = build_model(config, vocab_size=40, seed=0)
+    optimiser = make_optimiser(model, config)
+    values = []
+    for direction in (-1.0, -1.0, -1.0, 1.0, 1.0, 1.0, 1.0, 1.0):
+        optimiser.zero_grad()
+        (direction * model.logit_scale.clamp(max=MAX_LOGIT_SCALE)).backward()
+        update(model, optimiser, clip_norm=1.0, rate=0.1)
+        values.append(model.logit_scale.item())
+    assert max(values) <= MAX_LOGIT_SCALE + 1e-6
+    assert values[-1] < MAX_LOGIT_SCALE - 0.05

@@ -20,6 +20,7 @@ from coreclip.pipeline.clip_vocabulary import read_clip_tokenizer
 from coreclip.training import (
     ClipModel,
     build_model,
+    clip_model,
     config_of,
     embed,
     evaluate,
@@ -153,7 +154,10 @@ def test_a_repository_in_the_cache_is_found_by_its_name(hf, tmp_path, monkeypatc
         (["vision_config"], {"intermediate_size": 300}, "vision_config.intermediate_size = 300 is not supported; here it is 256"),
         (["vision_config"], {"num_channels": 1}, "vision_config.num_channels = 1 is not supported; only 3 is"),
         (["vision_config"], {"num_attention_heads": 7}, "a shape that is not supported: model.image_width = 64 .*multiple of model.image_heads = 7"),
-        (["vision_config"], {"num_hidden_layers": "2"}, "a shape that is not supported: model.image_depth = '2' must be of type int"),
+        (["vision_config"], {"num_hidden_layers": "2"}, "vision_config.num_hidden_layers = '2' is not allowed: a number from 1 to 65,536"),
+        (["vision_config"], {"hidden_size": None}, "vision_config.hidden_size = None is not allowed: a number from 1 to 65,536"),
+        (["text_config"], {"hidden_size": 10**12, "intermediate_size": 4 * 10**12}, "text_config.hidden_size = 1000000000000 is not allowed"),
+        (["text_config"], {"num_hidden_layers": 60_000}, "text_config.num_hidden_layers = 60000 is not allowed: at most 256"),
         (["vision_config"], {"image_size": 48}, "does not fit its configuration: vision_model.embeddings.position_embedding.weight"),
         (["vision_config"], {"num_hidden_layers": 3}, "lacks the tensor vision_model.encoder.layers.2"),
         (["vision_config"], {"num_hidden_layers": 1}, r"holds the tensor vision_model.encoder.layers.1.* \(and 15 more\)"),
@@ -209,6 +213,33 @@ def test_a_vocabulary_that_is_larger_than_the_model_is_refused_and_a_smaller_one
 def test_statistics_of_pixels_that_cannot_be_are_refused(hf):
     change_json(hf / "preprocessor_config.json", image_std=[0.2, 0.0, 0.2])
     refused(f"hf:{hf}", r"image_std = \[0.2, 0.0, 0.2\] is not allowed: three numbers")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"do_normalize": False}, "do_normalize = False is not supported"),
+        ({"do_rescale": None}, "do_rescale = None is not supported"),
+        ({"rescale_factor": 1.0}, "rescale_factor = 1.0 is not supported; here it is 1 / 255"),
+    ],
+)
+def test_pixels_that_are_prepared_otherwise_are_refused(hf, values, message):
+    change_json(hf / "preprocessor_config.json", **values)
+    refused(f"hf:{hf}", message)
+
+
+def test_a_processor_that_is_no_object_is_refused(hf):
+    (hf / "preprocessor_config.json").unlink()
+    (hf / "processor_config.json").write_text('{"image_processor": "x"}')
+    refused(f"hf:{hf}", "image_processor in processor_config.json is no object")
+
+
+def test_whole_numbers_are_no_weights(hf):
+    def change(tensors):
+        tensors["text_projection.weight"] = tensors["text_projection.weight"].to(torch.int8)
+
+    change_tensors(hf / "model.safetensors", change)
+    refused(f"hf:{hf}", "holds torch.int8 in text_projection.weight; weights are floating point")
 
 
 def test_other_resizing_is_said_once(hf, capsys):
@@ -325,6 +356,35 @@ def test_a_pickle_is_not_run(tmp_path):
     assert not (tmp_path / "was run").exists()
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"a",
+        b"e",
+        b"t",
+        b"s",
+        b"torch>=2\nnumpy\n",
+        b"\x80\x02}q\x00",
+        b"",
+        b"PK\x03\x04",
+        b"cfg = 1\n",
+        b"\x80\x02K\x01.",
+        bytes(64),
+    ],
+)
+def test_what_is_no_checkpoint_at_all_is_refused(content, tmp_path):
+    (tmp_path / "model.pt").write_bytes(content)
+    refused(f"open_clip:{tmp_path / 'model.pt'}", "is damaged or holds more than tensors|is no state dict")
+
+
+def test_an_archive_whose_directory_is_damaged_is_refused(tmp_path):
+    path = archive(tmp_path / "a.pt", b"N.")
+    content = path.read_bytes()
+    at = content.rindex(b"PK\x01\x02")
+    path.write_bytes(content[:at] + b"xxxx" + content[at + 4 :])
+    refused(f"open_clip:{path}", "is damaged or holds more than tensors")
+
+
 def test_what_is_no_state_dict_is_refused(tmp_path):
     torch.save([torch.zeros(2)], tmp_path / "model.pt")
     refused(f"open_clip:{tmp_path / 'model.pt'}", "holds a list that is no state dict")
@@ -386,6 +446,16 @@ def test_an_archive_that_names_code_is_refused(name, tmp_path):
     module, _, function = name.rpartition(".")
     path = archive(tmp_path / "a.pt", f"c{module}\n{function}\n(Vx\ntR.".encode())
     refused(f"open_clip:{path}", f"names {name}, which the weights of a model do not need")
+
+
+def test_modules_that_name_each_other_have_an_end(tmp_path):
+    """Each of forty holds the next one twice: two to the fortieth places."""
+    tree = b"c__torch__\nM\n)\x81p0\n"
+    for number in range(1, 41):
+        tree += b"c__torch__\nM\n)\x81(dVa\ng%d\nsVb\ng%d\nsbp%d\n" % (number - 1, number - 1, number)
+    path = archive(tmp_path / "a.pt", tree + b".")
+    with pytest.raises(CoreclipError, match="has more than 100,000 modules, or nests them"):
+        read_torchscript(path)
 
 
 def test_a_compressed_archive_is_refused(tmp_path):
@@ -450,10 +520,35 @@ def test_a_checkpoint_is_evaluated_searched_and_embedded(hf, data, tmp_path):
     assert len(search(name, data, "a red dog", top=3)) == 3
     embed(data, tmp_path / "features", model=name)
     described = json.loads((tmp_path / "features" / "features.json").read_text())
-    assert described["model"] == {"run": name, "sha256": sha256_file(hf / "model.safetensors")}
+    assert described["model"]["run"] == name
+    assert described["model"]["sha256"] == sha256_file(hf / "model.safetensors")
     clip = ClipModel.load(name)
     expected = clip.encode_text(data.all_captions()[0])
     np.testing.assert_allclose(np.load(tmp_path / "features" / "captions.npy"), expected, atol=1e-3)
+
+
+def test_features_of_the_same_weights_read_otherwise_are_refused(open_clip, data, tmp_path):
+    embed(data, tmp_path / "features", model=f"open_clip:{open_clip}?activation=gelu")
+    same = f"open_clip:{open_clip}?activation=gelu"
+    assert len(search(same, data, "a red dog", top=3, features=tmp_path / "features")) == 3
+    for other in ("activation=quick_gelu", "activation=gelu&image_heads=2"):
+        with pytest.raises(CoreclipError, match="with another activation, number of heads, vocabulary or preparation"):
+            search(f"open_clip:{open_clip}?{other}", data, "a red dog", features=tmp_path / "features")
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_a_processor_is_given_as_many_rows_at_a_time_as_it_has_room_for(tower, hf, data, monkeypatch):
+    model = ClipModel.load(f"hf:{hf}")
+    images = torch.randint(0, 256, (7, 3, 32, 32), dtype=torch.uint8)
+    texts = [f"dog number {i}" for i in range(7)]
+    encode = (lambda: model.encode_image(images)) if tower == "image" else (lambda: model.encode_text(texts))
+    whole, asked = encode(), []
+    inner = getattr(model.network, f"encode_{tower}")
+    monkeypatch.setattr(model.network, f"encode_{tower}", lambda rows: asked.append(len(rows)) or inner(rows))
+    length = 17 if tower == "image" else VIT.context  # tokens; one head
+    monkeypatch.setattr(clip_model, "_SCORE_BYTES", 3 * 3 * 4 * length**2)
+    torch.testing.assert_close(encode(), whole, rtol=1e-5, atol=1e-6)
+    assert asked == [3, 3, 1]
 
 
 def test_what_needs_a_run_says_so(hf, data):

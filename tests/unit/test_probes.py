@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from coreclip.errors import CoreclipError
-from coreclip.training import probes
+from coreclip.training import probes, streams
 from coreclip.training.probes import few_shot, linear_probe
 
 
@@ -60,7 +60,7 @@ def test_the_search_finds_the_best_of_all_strengths_that_it_may_try():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(probes, "_fit", lambda x, y, c: Watched(c, fit(x, y, c)))
         best = probes._search_regularisation(features, labels, seed=0)
-    order = probes.permutation(80, 0, stream=probes._STREAM_VALIDATION)
+    order = probes.permutation(80, 0, stream=streams.PROBE_VALIDATION)
     truth = labels[order[:16]]
     accuracies = {c: float((predicted == truth).mean()) for c, predicted in asked.items()}
     assert accuracies[best] == max(accuracies.values())
@@ -72,8 +72,15 @@ def test_the_search_finds_the_best_of_all_strengths_that_it_may_try():
 
 def test_too_little_for_a_probe_is_refused():
     features, _ = made(4, noise=0.1)
-    with pytest.raises(CoreclipError, match="a linear probe on 3 pairs with 1 classes is not possible"):
+    with pytest.raises(CoreclipError, match="a linear probe on 4 pairs with 1 classes is not possible"):
         linear_probe(features, np.zeros(4, dtype=np.int64))
+
+
+def test_numbers_of_classes_may_be_far_apart():
+    features, labels = made(60, noise=0.1)
+    found = linear_probe(features, np.array([5, 70_000, 3_000_000_000])[labels])
+    assert found["linear_probe_mean_per_class_accuracy"] == 1.0
+    assert found["linear_probe_chance"] == linear_probe(features, labels)["linear_probe_chance"]
 
 
 def test_few_shots_are_enough_where_classes_are_far_apart():

@@ -99,6 +99,19 @@ def test_too_few_images_to_choose_among_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "subset",
+    [
+        np.array([3, 3, 3]),
+        Subset(indices=np.arange(4), weights=np.zeros(4), gains=np.zeros(4), method="by hand", n=20),
+    ],
+)
+def test_a_subset_of_fewer_than_two_pairs_has_nothing_to_choose(data, tmp_path, subset):
+    config = replace(PLAIN, reselect=ReselectConfig(every=1, method="k-center"))
+    with pytest.raises(CoreclipError, match=r"[01] different pairs with a weight above 0 to choose among"):
+        train(data, tmp_path / "run", config=config, samples=16, subset=subset)
+
+
+@pytest.mark.parametrize(
     ("method", "message"),
     [
         ("nonsense", "unknown method 'nonsense'"),

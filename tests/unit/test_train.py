@@ -215,6 +215,22 @@ def test_weights_of_steps_that_are_done_again_are_dropped(data, tmp_path):
     assert len(kept_steps(tmp_path / "run")) == 2
 
 
+def test_deterministic_kernels_are_asked_for_while_training_alone(data, tmp_path):
+    class Sees(StopAfter):
+        def step(self, n_items):
+            seen.append(torch.are_deterministic_algorithms_enabled())
+
+    for wanted in (False, True):
+        seen: list[bool] = []
+        config = settings(deterministic=wanted)
+        train(data, tmp_path / str(wanted), config=config, samples=20, watch=Sees())
+        assert seen
+        assert set(seen) == {wanted}
+        assert not torch.are_deterministic_algorithms_enabled()
+    plain, asked = (weights(tmp_path / str(wanted)) for wanted in (False, True))
+    assert all(torch.equal(plain[name], asked[name]) for name in plain)
+
+
 def test_a_time_budget_keeps_weights_evenly_in_time(data, tmp_path):
     train(data, tmp_path / "warm", config=settings(), samples=8)  # compiles and imports, which would take up the time
     report = train(data, tmp_path / "run", config=settings(checkpoints=3, checkpoint_seconds=60.0), minutes=0.08)
@@ -333,6 +349,40 @@ def test_a_second_writer_is_refused(data, tmp_path):
         train(data, tmp_path / "run", config=CONFIG, samples=10)
 
 
+def test_nothing_is_left_of_a_sitting_that_came_to_no_checkpoint(data, tmp_path):
+    first = settings(checkpoint_seconds=60.0, checkpoints=4)
+    with pytest.raises(Stop):
+        train(data, tmp_path / "run", config=first, samples=60, watch=StopAfter(8))
+    assert (tmp_path / "run" / "signals" / "loss.npy").exists()  # of the passes that were over
+    assert any((tmp_path / "run" / "checkpoints").iterdir())
+    halves = [tmp_path / "run" / ".checkpoint.pt.7.tmp", tmp_path / "run" / "checkpoints" / ".x.7.tmp"]
+    for half in halves:
+        half.write_bytes(b"half")
+    train(data, tmp_path / "run", config=settings(signals=False, checkpoints=0), samples=60)
+    assert not (tmp_path / "run" / "signals").exists()
+    assert not [half for half in halves if half.exists()]
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+def test_a_checkpoint_of_another_version_is_refused(data, tmp_path):
+    with pytest.raises(Stop):
+        train(data, tmp_path / "run", config=CONFIG, samples=33, watch=StopAfter(1))
+    state = load_checkpoint(tmp_path / "run")
+    for change in ({"place": state["place"] | {"new": 1}}, {"new": 1}):
+        torch.save(state | change, tmp_path / "run" / "checkpoint.pt")
+        with pytest.raises(CoreclipError, match=r"checkpoint\.pt was written by another version of coreclip"):
+            train(data, tmp_path / "run", config=CONFIG, samples=33)
+
+
+@pytest.mark.parametrize("content", [b"", b"t", b"garbage of some length", bytes(100)])
+def test_a_checkpoint_that_is_none_is_refused(data, tmp_path, content):
+    with pytest.raises(Stop):
+        train(data, tmp_path / "run", config=CONFIG, samples=33, watch=StopAfter(1))
+    (tmp_path / "run" / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(CoreclipError, match=r"checkpoint.pt is damaged .* train again"):
+        train(data, tmp_path / "run", config=CONFIG, samples=33)
+
+
 def test_a_damaged_checkpoint_is_refused(data, tmp_path):
     with pytest.raises(Stop):
         train(data, tmp_path / "run", config=CONFIG, samples=33, watch=StopAfter(1))
@@ -402,9 +452,10 @@ def test_a_time_budget_ends_in_time_and_the_rate_falls_with_it(data, tmp_path):
     assert rates[-1] < max(rates)  # how near to zero depends on how long the last step takes on this machine
 
 
-def test_time_before_the_call_counts(data, tmp_path):
+def test_time_before_the_call_counts(data, tmp_path, capsys):
     report = train(data, tmp_path / "run", config=CONFIG, minutes=0.05, started=time.monotonic() - 60)
     assert report.steps == 1  # one step is always made
+    assert "the budget was used up by the start, which took 6" in capsys.readouterr().err
 
 
 def test_a_start_from_another_run_takes_its_weights_and_tokenizer(data, tmp_path):
