@@ -507,8 +507,9 @@ def train(
 
     distill.features=FEATURES, distill.captions=true: a teacher.
 
-    reselect.every=2: the pairs are chosen anew after every second pass. jest.keep=0.5 with jest.reference=RUN: each step trains on the
-    half of a batch that has most to learn.
+    reselect.every=2: the pairs are chosen anew after every second pass.
+
+    jest.keep=0.5 with jest.reference=RUN: each step trains on the half of a batch that has most to learn.
 
     data.batch_size=4096 with train.micro_batch=256: a large batch in pieces.
 
