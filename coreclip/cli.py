@@ -501,6 +501,8 @@ def train(
 
     train.objective=sigmoid (or classification): the loss.
 
+    train.optimiser=muon: more learned of each pair, in somewhat longer steps.
+
     train.dropout=0.3, train.word_dropout=0.2, data.flip=0.5: for a few thousand pairs.
 
     data.sizes=\[32,48,64]: images that grow over the budget. train.ema=0.05: an average of the last weights.

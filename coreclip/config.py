@@ -208,6 +208,11 @@ class TrainConfig:
     micro_batch : int
         Pairs that go through the towers at once; the batch's gradient stays what it is (GradCache), for a second forward pass and
         less memory. At least 4; 0: the whole batch.
+    optimiser : {"adamw", "muon"}
+        ``muon`` takes the matrices and convolutions between the first and the last layer of each tower by Muon, AdamW the rest. It
+        learns more of each pair, and takes longer for a step.
+    muon_lr : float
+        Muon's peak learning rate; it goes as ``lr`` goes.
     lr : float
         Peak learning rate of AdamW; 1e-5 is common for a pretrained CLIP (``--init-from``).
     weight_decay : float
@@ -253,6 +258,8 @@ class TrainConfig:
 
     objective: str = "softmax"
     micro_batch: int = 0
+    optimiser: str = "adamw"
+    muon_lr: float = 0.02
     lr: float = 1e-3
     weight_decay: float = 0.1
     beta1: float = 0.9
@@ -282,7 +289,9 @@ class TrainConfig:
             self.micro_batch,
             "0 (the whole batch) or 4 pairs at least",
         )
-        _require(0 < self.lr < 1, "train.lr", self.lr, "between 0 and 1")
+        _require(self.optimiser in ("adamw", "muon"), "train.optimiser", self.optimiser, "one of adamw, muon")
+        for name in ("lr", "muon_lr"):
+            _require(0 < getattr(self, name) < 1, f"train.{name}", getattr(self, name), "between 0 and 1")
         _require(0 <= self.weight_decay < 10, "train.weight_decay", self.weight_decay, "0 to 10")
         for name in ("beta1", "beta2"):
             _require(0 <= getattr(self, name) < 1, f"train.{name}", getattr(self, name), "0 <= beta < 1")

@@ -3,13 +3,12 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import torch
-
 from coreclip.errors import CoreclipError
 from coreclip.pipeline import Loader
 from coreclip.training.ahead import AheadOnDevice
 from coreclip.training.ema import WeightAverage
 from coreclip.training.model import Clip
+from coreclip.training.muon import Optimiser
 from coreclip.training.reselection import Reselector
 from coreclip.training.signals import SignalRecorder
 
@@ -46,7 +45,7 @@ class Place:
 def state_of(
     place: Place,
     model: Clip,
-    optimiser: torch.optim.AdamW,
+    optimiser: Optimiser,
     loader: AheadOnDevice,
     signals: SignalRecorder | None,
     average: WeightAverage | None,
@@ -65,7 +64,7 @@ def state_of(
 def restore(
     state: dict[str, Any],
     model: Clip,
-    optimiser: torch.optim.AdamW,
+    optimiser: Optimiser,
     loader: Loader,
     signals: SignalRecorder | None,
     average: WeightAverage | None,

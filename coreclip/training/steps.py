@@ -23,6 +23,7 @@ from coreclip.training.ema import WeightAverage
 from coreclip.training.jest import make_selector, take_rows
 from coreclip.training.loss import LEAST_ROWS
 from coreclip.training.model import END, Clip, new_model
+from coreclip.training.muon import Muon, Optimiser, Together, is_hidden_matrix
 from coreclip.training.objectives import Objective, make_objective
 from coreclip.training.signals import SignalRecorder
 from coreclip.training.text_towers import caption_lengths
@@ -30,6 +31,7 @@ from coreclip.training.watch import NoWatch, Watch
 
 # bf16 must win clearly: a choice that noise could turn would make two equal commands differ.
 _LEAST_BF16_GAIN = 1.1
+_LR_RATIO = "lr_ratio"  # of a group's rate to the schedule's
 
 
 @dataclass
@@ -154,14 +156,22 @@ def labels_of(dataset: Dataset) -> Tensor | None:
     return None if dataset.labels is None else torch.tensor(dataset.labels)
 
 
-def make_optimiser(model: Clip, config: Config) -> torch.optim.AdamW:
-    """Return AdamW whose weight decay falls on matrices only: not on gains, biases, positions, temperature."""
+def make_optimiser(model: Clip, config: Config) -> Optimiser:
+    """Return AdamW whose weight decay falls on matrices only: not on gains, biases, positions, temperature. With Muon the hidden ones are
+    that one's, and lose as much to the decay."""
+    c = config.train
     learned = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    hidden = [p for name, p in learned if c.optimiser == "muon" and is_hidden_matrix(name, p)]
+    learned = [(name, p) for name, p in learned if c.optimiser != "muon" or not is_hidden_matrix(name, p)]
     matrices = [p for name, p in learned if p.ndim >= 2 and not name.endswith("position")]
     others = [p for name, p in learned if p.ndim < 2 or name.endswith("position")]
-    c = config.train
     groups = [{"params": matrices, "weight_decay": c.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps, fused=True)
+    adamw = torch.optim.AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps, fused=True)
+    if not hidden:
+        return adamw
+    ratio = c.muon_lr / c.lr
+    muon = Muon([{"params": hidden, _LR_RATIO: ratio}], lr=c.muon_lr, weight_decay=c.weight_decay / ratio)
+    return Together([adamw, muon])
 
 
 def to_device(batch: Batch, labels: Tensor | None, device: torch.device, batch_size: int, *, end: int = END) -> Rows:
@@ -186,15 +196,16 @@ def to_device(batch: Batch, labels: Tensor | None, device: torch.device, batch_s
     )
 
 
-def update(model: Clip, optimiser: torch.optim.AdamW, *, clip_norm: float, rate: float) -> Tensor:
+def update(model: Clip, optimiser: Optimiser, *, clip_norm: float, rate: float, bf16: bool = False) -> Tensor:
     """Clip the gradient and take an optimiser step at a learning rate; returns the gradient's norm before, float32 ().
 
-    The temperature stays within its bound: beyond it nothing would ever lead it back.
+    With ``bf16`` what an optimiser multiplies, which only Muon does, is multiplied in bfloat16. The temperature stays within its bound: beyond it nothing would ever lead it back.
     """
     norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
     for group in optimiser.param_groups:
-        group["lr"] = rate
-    optimiser.step()
+        group["lr"] = rate * group.get(_LR_RATIO, 1.0)
+    with torch.autocast(norm.device.type, torch.bfloat16, enabled=bf16):
+        optimiser.step()
     model.limit_scale()
     return norm
 
@@ -325,7 +336,7 @@ def make_step(
             optimiser.zero_grad(set_to_none=True)
             backward()
         with watched.stage("optimiser"):
-            update(model, optimiser, clip_norm=config.train.clip_norm, rate=config.train.lr)
+            update(model, optimiser, clip_norm=config.train.clip_norm, rate=config.train.lr, bf16=precision == "bf16")
             if average is not None:
                 average.update(1000)  # any step: each costs the same
 

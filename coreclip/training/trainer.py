@@ -313,7 +313,7 @@ def train(
                 backward()
             with watch.stage("optimiser"):
                 rate = learning_rate(config.train.lr, config.train.warmup, step=place.step, fraction=fraction)
-                norm = update(model, optimiser, clip_norm=config.train.clip_norm, rate=rate)
+                norm = update(model, optimiser, clip_norm=config.train.clip_norm, rate=rate, bf16=bf16)
                 last = LastGradient(norm, place.step, rows.index)
                 if average is not None:
                     average.update(place.step + 1)

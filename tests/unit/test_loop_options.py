@@ -34,7 +34,7 @@ PLAIN = Config(
 ALL = replace(
     PLAIN,
     data=replace(PLAIN.data, sizes=(8, 12, 16), weights="draws"),
-    train=replace(PLAIN.train, ema=0.1, dropout=0.3, word_dropout=0.3),
+    train=replace(PLAIN.train, optimiser="muon", ema=0.1, dropout=0.3, word_dropout=0.3),
     reselect=ReselectConfig(every=1, fraction=0.6, pool=15),
 )
 
