@@ -14,6 +14,7 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +92,29 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _prepare(shards: Path, cache: Path) -> dict[str, Path]:
-    """Convert the shards, and keep decoded images and both kinds of tokens for open_clip."""
+def data_sets(shards: Path, cache: Path) -> dict[str, Path]:
+    """Convert the shards that are trained on, and the one that is measured on."""
     cache.mkdir(parents=True, exist_ok=True)
     data = {"train": cache / "train", "dev": cache / "dev"}
     convert(sorted(map(str, shards.glob("train-*.tar"))), data["train"], max_side=MAX_SIDE)
     convert([str(shards / "dev-00000.tar")], data["dev"], tokenizer=str(data["train"]))
+    return data
+
+
+def train_and_evaluate(
+    data: dict[str, Path], run: Path, options: argparse.Namespace, changes: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train ``--config`` with some of its settings changed for ``--minutes``, and measure; returns both reports."""
+    command = [sys.executable, "-m", "coreclip"]
+    budget = ["--config", options.config, "--minutes", options.minutes, "--threads", options.threads]
+    sets = [argument for change in changes for argument in ("--set", change)]
+    trained = _json([*command, "train", data["train"], run, *budget, *sets, "--json"])
+    return trained, _json([*command, "evaluate", run, data["dev"], "--json"])
+
+
+def _prepare(shards: Path, cache: Path) -> dict[str, Path]:
+    """Make the data sets, and keep decoded images and both kinds of tokens for open_clip."""
+    data = data_sets(shards, cache)
     if (cache / "clip.npz").exists():
         return data
     sets = {name: Dataset(path) for name, path in data.items()}
@@ -134,11 +152,8 @@ def _ours(options: argparse.Namespace, cache: Path, data: dict[str, Path], seed:
     }
     run = cache / f"ours-{_digest(settings)}"
     if not (run / "result.json").exists():
-        command = [sys.executable, "-m", "coreclip"]
-        budget = ["--config", options.config, "--minutes", options.minutes, "--threads", options.threads]
-        sets = ["--set", f"train.seed={seed}", "--set", f"train.checkpoints={POINTS}"]
-        trained = _json([*command, "train", data["train"], run, *budget, *sets, "--json"])
-        measured = _json([*command, "evaluate", run, data["dev"], "--json"])
+        changes = [f"train.seed={seed}", f"train.checkpoints={POINTS}"]
+        trained, measured = train_and_evaluate(data, run, options, changes)
         curve = [*_on_the_way(run, Dataset(data["dev"])), (1.0, measured["text_to_image_recall_at_10"])]
         result = {name: measured[name] for name in METRICS} | {"curve": curve}
         result |= {"samples": trained["samples_seen"], "seconds": trained["seconds"], "loss": trained["loss"]}

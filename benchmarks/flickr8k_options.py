@@ -7,16 +7,12 @@ difference of less than 3 points between two runs says little. A setting that ma
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from flickr8k import data_sets, train_and_evaluate
 from side_by_side import write_result
 
-from coreclip.pipeline import convert
-
-MAX_SIDE = 160  # of the images that are trained on, pixels; as in flickr8k.py
 WITHOUT: dict[str, tuple[str, ...]] = {
     "nothing left out": (),
     "images that grow": ("data.sizes=[]",),
@@ -41,15 +37,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     cache, shards = Path(options.cache), Path(options.shards)
-    cache.mkdir(parents=True, exist_ok=True)
-    convert(sorted(map(str, shards.glob("train-*.tar"))), cache / "train", max_side=MAX_SIDE)
-    convert([str(shards / "dev-00000.tar")], cache / "dev", tokenizer=str(cache / "train"))
+    data = data_sets(shards, cache)
     lines = [
         "| left out | samples/s | text to image R@1 | R@10, % | image to text R@1 | R@10, % |",
         "|---|---|---|---|---|---|",
     ]
     for number, (name, changes) in enumerate(WITHOUT.items()):
-        runs = [_measured(options, cache, f"{number}-{seed}", seed, changes) for seed in range(options.seeds)]
+        runs = [
+            _measured(options, data, cache / f"{number}-{seed}", [*changes, f"train.seed={seed}"])
+            for seed in range(options.seeds)
+        ]
         lines.append(_row(name, runs))
         print(lines[-1], flush=True)
     spread = "" if options.seeds == 1 else f" Mean and range of {options.seeds} seeds."
@@ -57,24 +54,12 @@ def main() -> None:
     write_result("flickr8k_options", "What each setting of the recipe for Flickr8k is worth", body, "coreclip", "torch")
 
 
-def _measured(
-    options: argparse.Namespace, cache: Path, name: str, seed: int, changes: tuple[str, ...]
-) -> dict[str, Any]:
-    run = cache / name
+def _measured(options: argparse.Namespace, data: dict[str, Path], run: Path, changes: list[str]) -> dict[str, Any]:
     if not (run / "result.json").exists():
-        command = [sys.executable, "-m", "coreclip"]
-        sets = [argument for change in (*changes, f"train.seed={seed}") for argument in ("--set", change)]
-        budget = ["--config", options.config, "--minutes", options.minutes, "--threads", options.threads, "--no-panel"]
-        trained = _json([*command, "train", cache / "train", run, *budget, *sets, "--json"])
-        result = _json([*command, "evaluate", run, cache / "dev", "--json"])
+        trained, result = train_and_evaluate(data, run, options, changes)
         kept = {metric: result[metric] for metric in METRICS} | {"rate": trained["samples_per_second"]}
         (run / "result.json").write_text(json.dumps(kept))
     return json.loads((run / "result.json").read_text())
-
-
-def _json(command: list[Any]) -> dict[str, Any]:
-    done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _row(name: str, runs: list[dict[str, Any]]) -> str:

@@ -20,7 +20,7 @@ import typer
 import typer.core
 
 from coreclip import __version__
-from coreclip.errors import CoreclipError
+from coreclip.errors import CoreclipError, check_utf8
 from coreclip.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -256,10 +256,7 @@ def _names(text: str) -> list[str]:
     if not names:
         raise CoreclipError(f"--classes {text!r} holds no name; give a file with one name a line, or a,b,c")
     for name in names:
-        if name != name.encode("utf-8", "replace").decode("utf-8"):
-            raise CoreclipError(
-                f"--classes: the name {name!r} is not UTF-8 text; type it in a terminal that is set to UTF-8"
-            )
+        check_utf8(name, "--classes: the name")
     return names
 
 

@@ -117,9 +117,8 @@ class Packed(Whole):
         self.flat = counted.flatten().nonzero().squeeze(1).to(device, non_blocking=True)  # int64 (t,)
         self.last = (ends - 1).to(device, non_blocking=True)  # int64 (b,), into the packed tokens
         self.is_causal = is_causal
-        self.mask = counted.to(device, non_blocking=True)[
-            :, None, None
-        ]  # keys; the read token of a causal row needs it too
+        # Of the keys; the read token of a causal row needs it too.
+        self.mask = counted.to(device, non_blocking=True)[:, None, None]
         self.begins: Tensor | None = None  # int32 (b + 1,): for kernels that attend within packed rows
         if device.type == "cuda":
             self.begins = F.pad(ends, (1, 0)).to(device, torch.int32, non_blocking=True)

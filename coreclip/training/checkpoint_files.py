@@ -1,8 +1,6 @@
 """What the readers of other formats share: a checkpoint as it was found, tensors from files of strangers, checked values of JSON."""
 
 import functools
-import pickle
-import struct
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,16 +16,10 @@ from coreclip.config import Config, config_from_table
 from coreclip.errors import CoreclipError
 from coreclip.files import read_json
 from coreclip.training.model import Clip
-from coreclip.training.torchscript_tensors import is_torchscript, read_torchscript
+from coreclip.training.torchscript_tensors import UNREADABLE, is_torchscript, read_torchscript
 
 # Of the images that OpenAI's CLIPs were trained on; nearly all others kept them.
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-
-# What torch.load raises on bytes that it did not write.
-UNREADABLE = (
-    RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError, AssertionError,
-    struct.error, MemoryError, OverflowError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ class ClipModel:
             rows = min(rows, _rows_at_a_time(model.context, model.heads))
         for begin in range(0, len(texts), rows):
             some = texts[begin : begin + rows]
-            tokens = torch.from_numpy(self.tokenizer.encode(some, self.config.model.context))
+            tokens = torch.from_numpy(self.tokenizer.encode(some, model.context))
             features[begin : begin + len(some)] = self.network.encode_text(tokens.to(features.device))
         return features
 

@@ -4,8 +4,8 @@ Affinity distillation, as in TinyCLIP (Wu et al. 2023, arXiv 2309.12314) and, as
 et al. 2024, arXiv 2307.12732): in each batch the student's softmax of every image over the texts, and of every text over the images, is
 drawn to the teacher's, each with its own temperature. The teacher's features have any width, and no projection is learned. The teacher
 sees the centre crop and, where the features hold each caption, the caption that the student reads. The captions themselves can be the
-teacher (:mod:`coreclip.training.caption_topics`): images whose captions share words are then no plain negatives of each other. Left out: losses between the features
-themselves.
+teacher (:mod:`coreclip.training.caption_topics`): images whose captions share words are then no plain negatives of each other. Left out:
+losses between the features themselves.
 """
 
 from dataclasses import dataclass

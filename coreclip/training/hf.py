@@ -34,14 +34,9 @@ _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _LEGACY_END = 2  # configurations of before 2023 name this id, and their models read the largest id of a caption
 _BICUBIC = 3  # as Pillow numbers its filters
 # Of what is read from a configuration: a model of such sizes is laid out before its weights are looked at.
-_SIZES = {
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "max_position_embeddings",
-    "image_size",
-    "patch_size",
-}
+_SIZES = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "image_size", "patch_size",
+)  # fmt: skip
 _MOST_SIZE, _MOST_LAYERS = 65_536, 256
 # What transformers takes where a configuration is silent.
 _TEXT = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8,
@@ -114,7 +109,7 @@ def _section(where: str, stored: dict[str, Any], name: str, defaults: dict[str, 
 
 def _config(where: str, stored: dict[str, Any], text: dict[str, Any], vision: dict[str, Any]) -> Config:
     for name, part in (("text_config", text), ("vision_config", vision)):
-        for key in _SIZES & part.keys():
+        for key in filter(part.__contains__, _SIZES):
             if type(part[key]) is not int or not 1 <= part[key] <= _MOST_SIZE:
                 raise CoreclipError(
                     f"{where}: {name}.{key} = {part[key]!r} is not allowed: a number from 1 to {_MOST_SIZE:,}"
@@ -160,8 +155,8 @@ def _preprocessing(folder: Path, where: str, image_size: int) -> tuple[tuple[flo
         processor = read_object(folder / "processor_config.json", "image preprocessing").get("image_processor") or {}
     if not isinstance(processor, dict):
         raise CoreclipError(f"{where}: image_processor in processor_config.json is no object; copy the file anew")
-    for key, wanted in (("do_rescale", True), ("do_normalize", True)):
-        if processor.get(key, wanted) is not wanted:
+    for key in ("do_rescale", "do_normalize"):
+        if processor.get(key, True) is not True:
             raise CoreclipError(f"{where}: {key} = {processor[key]!r} is not supported; pixels are standardised here")
     factor = processor.get("rescale_factor", 1 / 255)
     if not isinstance(factor, float) or abs(factor * 255 - 1) > 1e-6:

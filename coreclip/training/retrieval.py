@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from coreclip.errors import CoreclipError
+from coreclip.errors import CoreclipError, check_utf8
 from coreclip.pipeline import Dataset
 from coreclip.training.clip_model import ClipModel
 from coreclip.training.features import image_features, load_features
@@ -103,12 +103,7 @@ def check_query(query: str) -> None:
     """Refuse a text that says nothing, or that no file and no terminal can hold."""
     if not query.strip():
         raise CoreclipError("the query is empty; it must say what to look for, e.g. 'a dog on a beach'")
-    try:
-        query.encode("utf-8")
-    except UnicodeEncodeError:
-        raise CoreclipError(
-            f"the query {query!r} is not UTF-8 text; type it in a terminal that is set to UTF-8"
-        ) from None
+    check_utf8(query, "the query")
 
 
 def check_top(top: int) -> None:

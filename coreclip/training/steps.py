@@ -161,16 +161,18 @@ def make_optimiser(model: Clip, config: Config) -> Optimiser:
     that one's, and lose as much to the decay."""
     c = config.train
     learned = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    hidden = [p for name, p in learned if c.optimiser == "muon" and is_hidden_matrix(name, p)]
-    learned = [(name, p) for name, p in learned if c.optimiser != "muon" or not is_hidden_matrix(name, p)]
-    matrices = [p for name, p in learned if p.ndim >= 2 and not name.endswith("position")]
-    others = [p for name, p in learned if p.ndim < 2 or name.endswith("position")]
+    hidden = {name: p for name, p in learned if c.optimiser == "muon" and is_hidden_matrix(name, p)}
+    rest = [(name, p) for name, p in learned if name not in hidden]
+    matrices = [p for name, p in rest if p.ndim >= 2 and not name.endswith("position")]
+    others = [p for name, p in rest if p.ndim < 2 or name.endswith("position")]
     groups = [{"params": matrices, "weight_decay": c.weight_decay}, {"params": others, "weight_decay": 0.0}]
     adamw = torch.optim.AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps, fused=True)
     if not hidden:
         return adamw
     ratio = c.muon_lr / c.lr
-    muon = Muon([{"params": hidden, _LR_RATIO: ratio}], lr=c.muon_lr, weight_decay=c.weight_decay / ratio)
+    muon = Muon(
+        [{"params": list(hidden.values()), _LR_RATIO: ratio}], lr=c.muon_lr, weight_decay=c.weight_decay / ratio
+    )
     return Together([adamw, muon])
 
 
@@ -199,7 +201,8 @@ def to_device(batch: Batch, labels: Tensor | None, device: torch.device, batch_s
 def update(model: Clip, optimiser: Optimiser, *, clip_norm: float, rate: float, bf16: bool = False) -> Tensor:
     """Clip the gradient and take an optimiser step at a learning rate; returns the gradient's norm before, float32 ().
 
-    With ``bf16`` what an optimiser multiplies, which only Muon does, is multiplied in bfloat16. The temperature stays within its bound: beyond it nothing would ever lead it back.
+    With ``bf16`` what an optimiser multiplies, which only Muon does, is multiplied in bfloat16. The temperature stays within its bound:
+    beyond it nothing would ever lead it back.
     """
     norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
     for group in optimiser.param_groups:

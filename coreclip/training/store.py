@@ -18,9 +18,9 @@ from coreclip.config import Config, config_to_toml, load_config
 from coreclip.errors import CoreclipError
 from coreclip.files import atomic_path, read_json, remove, write_json, write_text
 from coreclip.pipeline import Tokenizer
-from coreclip.training.checkpoint_files import UNREADABLE
 from coreclip.training.model import Clip, new_model
 from coreclip.training.pretrained import is_pretrained, load_pretrained, pretrained_config, pretrained_weights
+from coreclip.training.torchscript_tensors import UNREADABLE
 
 FORMAT_VERSION = 1
 _NOTE = "coreclip"  # the metadata's name

@@ -9,6 +9,7 @@ the constants, quantised and sparse tensors.
 import io
 import math
 import pickle
+import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -30,6 +31,11 @@ _DTYPES = {
     "BoolStorage": torch.bool,
 }
 _MOST_DEPTH, _MOST_MODULES = 64, 100_000
+# What an unpickler, torch's or the one here, raises on bytes that torch did not write.
+UNREADABLE = (
+    RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError, AssertionError,
+    struct.error, MemoryError, OverflowError,
+)  # fmt: skip
 
 
 def is_torchscript(path: Path) -> bool:
@@ -54,10 +60,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
             folder = archive.namelist()[0].partition("/")[0]
             reader = _TreeReader(archive, folder)
             tree = reader.load()
-    except (
-        pickle.UnpicklingError, zipfile.BadZipFile, OSError, EOFError, KeyError, IndexError, ValueError, TypeError,
-        AttributeError, RuntimeError, UnicodeDecodeError, NotImplementedError, OverflowError, RecursionError, MemoryError,
-    ) as error:  # fmt: skip
+    except (*UNREADABLE, zipfile.BadZipFile) as error:
         raise CoreclipError(
             f"{path} is not a TorchScript archive of tensors and modules ({str(error)[:120]}); copy it anew, or name a state dict"
         ) from None
