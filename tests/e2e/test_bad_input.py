@@ -244,7 +244,7 @@ def test_usage_errors_exit_with_2_and_no_traceback():
     assert "Traceback" not in done.stderr
 
 
-def test_ctrl_c_ends_training_cleanly_and_the_same_command_goes_on(at, tmp_path):
+def test_a_signal_ends_training_cleanly_and_the_same_command_goes_on(at, tmp_path):
     command = [sys.executable, "-m", "coreclip", "train", at / "data", tmp_path / "run", "--samples", "100000", *SMALL]
     process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -269,8 +269,10 @@ def test_ctrl_c_ends_training_cleanly_and_the_same_command_goes_on(at, tmp_path)
         assert time.monotonic() < deadline
         time.sleep(0.1)
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.send_signal(signal.SIGTERM)  # of a scheduler, or of `timeout`: as much time to stop
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "interrupted" in err
     assert steps == sorted(steps)
     assert min(step for step in steps if step > reached) <= reached + 200
 
