@@ -14,6 +14,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,7 @@ def _prepare(shards: Path, cache: Path) -> dict[str, Path]:
 
 def _ours(options: argparse.Namespace, cache: Path, data: dict[str, Path], seed: int) -> dict[str, Any]:
     settings = {
-        "config": Path(options.config).read_text(),
+        "config": tomllib.loads(Path(options.config).read_text()),
         "minutes": options.minutes,
         "seed": seed,
         "threads": options.threads,

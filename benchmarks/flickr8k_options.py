@@ -15,6 +15,9 @@ from side_by_side import write_result
 
 WITHOUT: dict[str, tuple[str, ...]] = {
     "nothing left out": (),
+    "Muon (AdamW at its usual rate in its place)": ("train.optimiser=adamw", "train.lr=1e-3"),
+    "most of the weight decay": ("train.weight_decay=0.1",),
+    "images of 96 pixels (of 64 in their place)": ("data.image_size=64", "data.sizes=[32,48,64]"),
     "images that grow": ("data.sizes=[]",),
     "small crops": ("data.crop_scale=[0.9,1.0]",),
     "mirrored images": ("data.flip=0",),
