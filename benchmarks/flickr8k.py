@@ -102,6 +102,12 @@ def data_sets(shards: Path, cache: Path) -> dict[str, Path]:
     return data
 
 
+def recipe(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what a run of ``--config`` depends on."""
+    config = tomllib.loads(Path(options.config).read_text())
+    return {"config": config, "minutes": options.minutes, "threads": options.threads}
+
+
 def train_and_evaluate(
     data: dict[str, Path], run: Path, options: argparse.Namespace, changes: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -145,13 +151,7 @@ def _prepare(shards: Path, cache: Path) -> dict[str, Path]:
 
 
 def _ours(options: argparse.Namespace, cache: Path, data: dict[str, Path], seed: int) -> dict[str, Any]:
-    settings = {
-        "config": tomllib.loads(Path(options.config).read_text()),
-        "minutes": options.minutes,
-        "seed": seed,
-        "threads": options.threads,
-    }
-    run = cache / f"ours-{_digest(settings)}"
+    run = cache / f"ours-{digest(recipe(options) | {'seed': seed})}"
     if not (run / "result.json").exists():
         changes = [f"train.seed={seed}", f"train.checkpoints={POINTS}"]
         trained, measured = train_and_evaluate(data, run, options, changes)
@@ -191,7 +191,7 @@ def _theirs(options: argparse.Namespace, cache: Path, tower: str, lr: float, tok
         "images": str(cache / "images.npz"), "tokens": str(cache / f"{tokens}.npz"), "shape": shape, "lr": lr, "batch_size": 256,
         "image_size": 64, "minutes": options.minutes, "threads": options.threads, "seed": seed, "points": POINTS,
     }  # fmt: skip
-    path = cache / f"open_clip-{_digest(settings)}.json"
+    path = cache / f"open_clip-{digest(settings)}.json"
     if not path.exists():
         script = HERE / "peers" / "open_clip_flickr.py"
         path.write_text(json.dumps(_json([PYTHON, script, json.dumps(settings)])))
@@ -203,7 +203,8 @@ def _json(command: list[Any]) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _digest(settings: dict[str, Any]) -> str:
+def digest(settings: dict[str, Any]) -> str:
+    """Return a name for a cell of a study, another one for other settings."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 

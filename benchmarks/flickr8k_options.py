@@ -10,7 +10,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from flickr8k import data_sets, train_and_evaluate
+from flickr8k import data_sets, digest, recipe, train_and_evaluate
 from side_by_side import write_result
 
 WITHOUT: dict[str, tuple[str, ...]] = {
@@ -45,11 +45,8 @@ def main() -> None:
         "| left out | samples/s | text to image R@1 | R@10, % | image to text R@1 | R@10, % |",
         "|---|---|---|---|---|---|",
     ]
-    for number, (name, changes) in enumerate(WITHOUT.items()):
-        runs = [
-            _measured(options, data, cache / f"{number}-{seed}", [*changes, f"train.seed={seed}"])
-            for seed in range(options.seeds)
-        ]
+    for name, changes in WITHOUT.items():
+        runs = [_measured(options, data, cache, [*changes, f"train.seed={seed}"]) for seed in range(options.seeds)]
         lines.append(_row(name, runs))
         print(lines[-1], flush=True)
     spread = "" if options.seeds == 1 else f" Mean and range of {options.seeds} seeds."
@@ -57,7 +54,8 @@ def main() -> None:
     write_result("flickr8k_options", "What each setting of the recipe for Flickr8k is worth", body, "coreclip", "torch")
 
 
-def _measured(options: argparse.Namespace, data: dict[str, Path], run: Path, changes: list[str]) -> dict[str, Any]:
+def _measured(options: argparse.Namespace, data: dict[str, Path], cache: Path, changes: list[str]) -> dict[str, Any]:
+    run = cache / digest(recipe(options) | {"changes": changes})
     if not (run / "result.json").exists():
         trained, result = train_and_evaluate(data, run, options, changes)
         kept = {metric: result[metric] for metric in METRICS} | {"rate": trained["samples_per_second"]}

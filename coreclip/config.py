@@ -216,7 +216,7 @@ class TrainConfig:
     lr : float
         Peak learning rate of AdamW; 1e-5 is common for a pretrained CLIP (``--init-from``).
     weight_decay : float
-        AdamW's, on matrices only: not on gains, biases, positions and the temperature.
+        Of AdamW and Muon, on matrices only: not on gains, biases, positions and the temperature.
     beta1, beta2, eps : float
         AdamW's decay rates of the gradient's mean and square, and what is added to the root of the latter.
     warmup : float
