@@ -10,8 +10,9 @@ READY := .venv/.ready
 PEERS := .venv-peers
 OPEN_CLIP := .venv-open-clip
 BENCH_MODULES := benchmarks/photographs.py benchmarks/side_by_side.py benchmarks/fresh.py
-# These want more than a command line: a GPU, Flickr8k and open_clip.
-BENCH_APART := benchmarks/gpu.py benchmarks/flickr8k.py benchmarks/flickr8k_options.py benchmarks/training_speed.py
+# These want more than a command line: a GPU, Flickr8k and open_clip, a trained run.
+BENCH_APART := benchmarks/gpu.py benchmarks/flickr8k.py benchmarks/flickr8k_options.py benchmarks/training_speed.py \
+    benchmarks/export_accuracy.py benchmarks/open_clip_parity.py
 DEBIAN_PACKAGES := g++ libopencv-dev libturbojpeg0-dev pkg-config python3-dev python3-venv
 
 .PHONY: demo test lint format bench bench-peers bench-open-clip clean

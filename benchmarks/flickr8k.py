@@ -3,19 +3,22 @@
 Trained on the five training shards, measured on the 500 images and 2,500 captions of the dev shard; chance of R@10 is 2 %. open_clip's
 images lie in memory, decoded; coreclip's minutes are those of the whole command, imports and decoding included. The twelve are each run
 once, and the best of them on the measured images themselves is run with the other seeds too, which favours it. A cell is a process of its
-own, and its result is kept in ``--cache``: an interrupted study goes on. Needs .venv-open-clip (``make bench-open-clip``). What the weights
-of tenths of the minutes are worth is measured after the end, and drawn in docs/images/flickr8k.png.
+own, and its result is kept in ``--cells``, by its settings and the kind of machine: an interrupted study goes on, on another day too. Needs
+.venv-open-clip (``make bench-open-clip``). What the weights of tenths of the minutes are worth is measured after the end, and drawn in
+docs/images/flickr8k.png.
 """
 
 import argparse
 import hashlib
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib import pyplot as plt
-from side_by_side import write_result
+from side_by_side import processor, write_result
 
 from coreclip.pipeline import Dataset, convert, make_loader
 from coreclip.training import ClipModel, evaluate
@@ -59,12 +62,13 @@ def main() -> None:
     lines.append(_row(f"coreclip, `{options.config}`", ours))
     lines.append(_row(f"open_clip, {_name(STOCK)}", stock))
     lines.append(_row(f"open_clip, best of 12: {_name(best)}", tuned))
+    cells = [*ours, *stock, *grid.values(), *tuned]
     mean = {name: statistics.mean(r["text_to_image_recall_at_10"] for r in runs)
             for name, runs in (("ours", ours), ("stock", stock), ("tuned", tuned))}  # fmt: skip
     lines += [
         "",
         f"Text-to-image R@10: {mean['ours'] / mean['stock']:.2f}x the stock recipe, {mean['ours'] / mean['tuned']:.2f}x the best of 12. "
-        f"{options.minutes:g} minutes, {options.threads} threads; mean and range of {options.seeds} seeds.",
+        f"{options.minutes:g} minutes, {options.threads} threads; mean and range of {options.seeds} seeds. Measured {_days(cells)}.",
         "",
         "| open_clip configuration, seed 0 | samples/s | text to image R@10, % | image to text R@10, % |",
         "|---|---|---|---|",
@@ -86,6 +90,9 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards", help="folder with train-0000[0-4].tar and dev-00000.tar")
     parser.add_argument("--cache", default="/tmp/coreclip-flickr8k")
+    parser.add_argument(
+        "--cells", default=str(HERE / "results" / "flickr8k"), help="folder of the results of single runs"
+    )
     parser.add_argument("--config", default="examples/flickr8k.toml")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seeds", type=int, default=3)
@@ -151,15 +158,17 @@ def _prepare(shards: Path, cache: Path) -> dict[str, Path]:
 
 
 def _ours(options: argparse.Namespace, cache: Path, data: dict[str, Path], seed: int) -> dict[str, Any]:
-    run = cache / f"ours-{digest(recipe(options) | {'seed': seed})}"
-    if not (run / "result.json").exists():
+    settings = recipe(options) | {"seed": seed}
+
+    def run() -> dict[str, Any]:
+        folder = cache / f"ours-{digest(settings)}"
         changes = [f"train.seed={seed}", f"train.checkpoints={POINTS}"]
-        trained, measured = train_and_evaluate(data, run, options, changes)
-        curve = [*_on_the_way(run, Dataset(data["dev"])), (1.0, measured["text_to_image_recall_at_10"])]
+        trained, measured = train_and_evaluate(data, folder, options, changes)
+        curve = [*_on_the_way(folder, Dataset(data["dev"])), (1.0, measured["text_to_image_recall_at_10"])]
         result = {name: measured[name] for name in METRICS} | {"curve": curve}
-        result |= {"samples": trained["samples_seen"], "seconds": trained["seconds"], "loss": trained["loss"]}
-        (run / "result.json").write_text(json.dumps(result))
-    return _shown(f"ours, seed {seed}", json.loads((run / "result.json").read_text()))
+        return result | {"samples": trained["samples_seen"], "seconds": trained["seconds"], "loss": trained["loss"]}
+
+    return _cell(options, f"coreclip, seed {seed}", settings, run)
 
 
 def _on_the_way(run: Path, dev: Dataset) -> list[tuple[float, float]]:
@@ -188,14 +197,33 @@ def _theirs(options: argparse.Namespace, cache: Path, tower: str, lr: float, tok
     vocabulary = 49_408 if tokens == "clip" else Dataset(cache / "train").tokenizer().vocab_size + 1
     shape = {"embed_dim": 256, "vision": TOWERS[tower], "text": TEXT | {"vocab_size": vocabulary}}
     settings = {
-        "images": str(cache / "images.npz"), "tokens": str(cache / f"{tokens}.npz"), "shape": shape, "lr": lr, "batch_size": 256,
-        "image_size": 64, "minutes": options.minutes, "threads": options.threads, "seed": seed, "points": POINTS,
+        "shape": shape, "lr": lr, "batch_size": 256, "image_size": 64, "minutes": options.minutes, "threads": options.threads,
+        "seed": seed, "points": POINTS,
     }  # fmt: skip
-    path = cache / f"open_clip-{digest(settings)}.json"
+    paths = {"images": str(cache / "images.npz"), "tokens": str(cache / f"{tokens}.npz")}
+    command = [PYTHON, HERE / "peers" / "open_clip_flickr.py", json.dumps(settings | paths)]
+    return _cell(options, f"open_clip, {_name((tower, lr, tokens))}, seed {seed}", settings, lambda: _json(command))
+
+
+def _cell(
+    options: argparse.Namespace, name: str, settings: dict[str, Any], run: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """Return what a run gave on this kind of machine, running it where that is not known; as it is kept, with its name and day."""
+    machine = f"{processor()}, {os.cpu_count()} cores"
+    path = Path(options.cells) / f"{digest(settings | {'machine': machine})}.json"
     if not path.exists():
-        script = HERE / "peers" / "open_clip_flickr.py"
-        path.write_text(json.dumps(_json([PYTHON, script, json.dumps(settings)])))
-    return _shown(f"open_clip, {_name((tower, lr, tokens))}, seed {seed}", json.loads(path.read_text()))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        result = {"name": name, "machine": machine, "day": str(date.today())} | run()
+        path.write_text(json.dumps(result, indent=1) + "\n")
+    result = json.loads(path.read_text())
+    recalls = ", ".join(f"{100 * result[metric]:.1f}" for metric in METRICS)
+    print(f"{name}: {result['samples'] / result['seconds']:.0f} samples/s, {recalls}", flush=True)
+    return result
+
+
+def _days(cells: list[dict[str, Any]]) -> str:
+    first, *_, last = sorted(cell["day"] for cell in cells)
+    return f"on {first}" if first == last else f"from {first} to {last}"
 
 
 def _json(command: list[Any]) -> dict[str, Any]:
@@ -206,12 +234,6 @@ def _json(command: list[Any]) -> dict[str, Any]:
 def digest(settings: dict[str, Any]) -> str:
     """Return a name for a cell of a study, another one for other settings."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _shown(name: str, result: dict[str, Any]) -> dict[str, Any]:
-    recalls = ", ".join(f"{100 * result[metric]:.1f}" for metric in METRICS)
-    print(f"{name}: {result['samples'] / result['seconds']:.0f} samples/s, {recalls}", flush=True)
-    return result
 
 
 def _name(cell: tuple[str, float, str]) -> str:

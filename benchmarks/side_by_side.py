@@ -122,16 +122,19 @@ def table(seconds: dict[str, list[float]], *, items: int, unit: str, ours: str) 
     return "\n".join(lines)
 
 
-def machine(*packages: str) -> str:
-    """Return processor, cores, load, Python and the versions of the named packages in one line."""
-    model = platform.processor() or "unknown processor"
+def processor() -> str:
+    """Return the processor's name."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-            break
+            return line.partition(":")[2].strip()
+    return platform.processor() or "unknown processor"
+
+
+def machine(*packages: str) -> str:
+    """Return processor, cores, load, Python and the versions of the named packages in one line."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     return (
-        f"{date.today()}, {model}, {os.cpu_count()} cores, load {_LOAD_AT_START:.1f} at the start, "
+        f"{date.today()}, {processor()}, {os.cpu_count()} cores, load {_LOAD_AT_START:.1f} at the start, "
         f"Python {platform.python_version()}, {versions}"
     )
 

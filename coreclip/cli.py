@@ -789,7 +789,8 @@ def evaluate(
         Path | None, typer.Option(help="FEATURES of DATASET by RUN (made by embed), in place of embedding again.")
     ] = None,
     templates: Annotated[
-        str, typer.Option(help="Prompts of zero-shot: coreclip, clip-7, photo, name, or a file with one a line.")
+        str,
+        typer.Option(help="Prompts of zero-shot: coreclip, clip-7, clip-80, photo, name, or a file with one a line."),
     ] = "coreclip",
     classes: ClassesOption = None,
     confusion: Annotated[bool, typer.Option("--confusion", help="Also return the zero-shot confusion matrix.")] = False,
@@ -984,7 +985,7 @@ def classify(
         typer.Option(help="Names of the classes: dog,cat,a red car, or a file with one a line.", show_default=False),
     ],
     templates: Annotated[
-        str, typer.Option(help="Prompts: coreclip, clip-7, photo, name, or a file with one a line.")
+        str, typer.Option(help="Prompts: coreclip, clip-7, clip-80, photo, name, or a file with one a line.")
     ] = "coreclip",
     top: Annotated[int, typer.Option(help="Classes to list of each image.", min=1)] = 5,
     csv: Annotated[Path | None, typer.Option(help="Also write a table: path, rank, class, probability, score.")] = None,
@@ -1109,7 +1110,13 @@ def export(
     threads: Annotated[
         int | None, typer.Option(help="Of --table's runtimes. Default: torch's own number.", show_default=False)
     ] = None,
-    device: DeviceOption = "auto",
+    device: Annotated[
+        str,
+        typer.Option(
+            help="auto, cpu, cuda or cuda:N: where the model itself is evaluated and compiled. Exports are made, run and timed on the "
+            "processor."
+        ),
+    ] = "auto",
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -1127,6 +1134,10 @@ def export(
         raise CoreclipError("an export needs both OUT and --format; e.g. coreclip export run run-onnx --format onnx")
     if not (out or table or explain_compile):
         raise CoreclipError("nothing to do: give OUT and --format, --table, or --explain-compile")
+    if table and device not in ("auto", "cpu"):
+        raise CoreclipError(
+            f"--table times runtimes on the processor, and --device {device} was asked for; leave one of them out"
+        )
     data = None if dataset is None else Dataset(dataset)
     result: dict[str, Any] = {}
     texts: list[str] = []
@@ -1145,7 +1156,7 @@ def export(
         from coreclip.training import compile_text
         from coreclip.training import explain_compile as run_explain_compile
 
-        result["compile"] = run_explain_compile(run, data, seed=seed)
+        result["compile"] = run_explain_compile(run, data, device=device, seed=seed)
         texts.append(compile_text(result["compile"]))
     _emit(result, as_json, lambda _: "\n\n".join(texts))
 

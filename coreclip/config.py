@@ -582,5 +582,5 @@ def _coerce(name: str, value: Any, kind: Any) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
-        raise CoreclipError(f"{name} = {value!r} must be of type {kind.__name__}")
+        raise CoreclipError(f"{name} = {value!r} must be of type {kind.__name__}; change it with --set {name}=VALUE")
     return value

@@ -124,6 +124,7 @@ class _Settings:
     prefetch: int
     resident: bool
     draws: bool
+    pin_memory: bool
     device: Any  # torch's, or None where resident images stay with the decoder
 
 
@@ -463,8 +464,7 @@ class Loader:
             batch.images = self._device_images(self._pixels, epoch.number, index, keys, padding)
             valid.numpy()[:n] = self._pixels.valid[images.rows(index)]
         else:
-            # numpy asks for huge pages, torch does not, and the page faults of large batches take a tenth of all time.
-            pixels = np.empty((rows, self.image_size, self.image_size, 3), np.uint8)
+            pixels = self._pixels_of(rows)
             pixels[n:] = 0
             batch.images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
             then = None if self._operations is None else self._operate(batch, pixels, epoch.number, part.start)
@@ -479,6 +479,18 @@ class Loader:
             return batch
 
         return _Ahead(epoch, part, self.image_size, finish)
+
+    def _pixels_of(self, rows: int) -> np.ndarray:
+        """Return memory for a batch's images, uint8 (rows, size, size, 3)."""
+        shape = (rows, self.image_size, self.image_size, 3)
+        if self._settings.pin_memory:
+            import torch
+
+            return torch.empty(
+                shape, dtype=torch.uint8, pin_memory=True
+            ).numpy()  # torch keeps such memory for later batches
+        # numpy asks for huge pages, torch does not, and the page faults of large batches take a tenth of all time.
+        return np.empty(shape, np.uint8)
 
     def _decode(
         self,
@@ -588,6 +600,7 @@ def make_loader(
     prefetch: int = 2,
     resident: bool | str = False,
     device: Any = "cpu",
+    pin_memory: bool = False,
 ) -> Loader:
     """Make an iterable of batches of a data set.
 
@@ -647,6 +660,8 @@ def make_loader(
         them there; of ``augment`` it knows ``flip`` alone.
     device : str or torch.device
         Where ``resident="device"`` keeps them, and where ``batch.images`` then are.
+    pin_memory : bool
+        Whether images are decoded into memory that a GPU copies from by itself; needs one.
 
     Returns
     -------
@@ -665,7 +680,7 @@ def make_loader(
     """
     if not isinstance(dataset, Dataset):
         raise CoreclipError(f"dataset = {dataset!r} is not a Dataset; open a converted folder with Dataset(path)")
-    for name, flag in (("train", train), ("drop_last", drop_last), ("draws", draws)):
+    for name, flag in (("train", train), ("drop_last", drop_last), ("draws", draws), ("pin_memory", pin_memory)):
         if not isinstance(flag, (bool, np.bool_)):
             raise CoreclipError(f"{name} = {flag!r} is not allowed: it must be True or False")
     if not isinstance(resident, (bool, np.bool_)) and resident != "device":
@@ -694,9 +709,12 @@ def make_loader(
         prefetch=_checked_int("prefetch", prefetch, 0, 256),
         resident=bool(resident),
         draws=bool(draws),
+        pin_memory=bool(pin_memory),
         device=_checked_device(device) if resident == "device" else None,
     )
     _check_changes(settings, operations)
+    if pin_memory:
+        _check_pinning()
     compiled = None
     if len(operations):
         from coreclip.pipeline.operations import Operations
@@ -724,6 +742,13 @@ def _check_changes(settings: _Settings, operations: Any) -> None:
         raise CoreclipError(f"crop = {settings.crop!r} is not allowed: it must be one of resized, shift")
     if settings.crop == "shift" and not (on_device and settings.train):
         raise CoreclipError('crop="shift" needs train=True and resident="device"; use crop="resized"')
+
+
+def _check_pinning() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise CoreclipError(f"pin_memory=True needs a GPU, and torch {torch.__version__} finds none here; leave it out")
 
 
 def _checked_device(device: Any) -> Any:

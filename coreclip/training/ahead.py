@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from coreclip.pipeline import Batch, Loader
+from coreclip.training.device import send
 
 _SWITCH_SECONDS = 5e-4
 
@@ -75,10 +76,7 @@ class AheadOnDevice:
     def _start(self, batch: Batch, stream: torch.cuda.Stream) -> tuple[Batch, torch.cuda.Event, dict[str, Any]]:
         arrived = torch.cuda.Event()
         with torch.cuda.stream(stream):
-            # torch keeps pinned memory until the copies out of it are done.
-            images = (
-                batch.images if batch.images.is_cuda else batch.images.pin_memory().to(self._device, non_blocking=True)
-            )
+            images = send(batch.images, self._device)
             arrived.record(stream)
         return replace(batch, images=images), arrived, self._loader.state_dict()
 

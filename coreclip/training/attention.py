@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from coreclip.training.device import send
+
 
 def quick_gelu(x: Tensor) -> Tensor:
     """Return x sigmoid(1.702 x), the approximation of GELU that OpenAI's CLIPs were trained with."""
@@ -114,14 +116,14 @@ class Packed(Whole):
         counted = torch.arange(length) < lengths.unsqueeze(1)  # (b, length)
         ends = lengths.cumsum(0)
         self.b, self.length = b, length
-        self.flat = counted.flatten().nonzero().squeeze(1).to(device, non_blocking=True)  # int64 (t,)
-        self.last = (ends - 1).to(device, non_blocking=True)  # int64 (b,), into the packed tokens
+        self.flat = send(counted.flatten().nonzero().squeeze(1), device)  # int64 (t,)
+        self.last = send(ends - 1, device)  # int64 (b,), into the packed tokens
         self.is_causal = is_causal
         # Of the keys; the read token of a causal row needs it too.
-        self.mask = counted.to(device, non_blocking=True)[:, None, None]
+        self.mask = send(counted, device)[:, None, None]
         self.begins: Tensor | None = None  # int32 (b + 1,): for kernels that attend within packed rows
         if device.type == "cuda":
-            self.begins = F.pad(ends, (1, 0)).to(device, torch.int32, non_blocking=True)
+            self.begins = send(F.pad(ends, (1, 0)).to(torch.int32), device)
 
     def pack(self, x: Tensor) -> Tensor:
         """Return the tokens that count of (b, length, width)."""

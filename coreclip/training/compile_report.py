@@ -40,6 +40,7 @@ def explain_compile(
     *,
     batch_size: int | None = None,
     fusions: bool = True,
+    device: str = "cpu",
     seed: int = 0,
 ) -> dict[str, Any]:
     """Report what torch.compile makes of a run's model.
@@ -47,7 +48,7 @@ def explain_compile(
     Parameters
     ----------
     run : path
-        A finished run.
+        A finished run, or a checkpoint of another tool.
     dataset : Dataset, optional
         Whose captions give the shapes: those of the first batches of a pass, and of its last one. Without it they are assumed:
         captions of all lengths, and a last batch of half the size.
@@ -55,6 +56,8 @@ def explain_compile(
         In place of the run's ``data.batch_size``.
     fusions : bool
         Whether the parts that training compiles are compiled, which takes minutes.
+    device : {"cpu", "cuda", "cuda:N", "auto"}
+        What is compiled for; on a GPU in bf16, as training is there.
     seed : int
         Of the order of the pass.
 
@@ -70,7 +73,7 @@ def explain_compile(
     CoreclipError
         For a run that can't be loaded, or where torch.compile finds no compiler.
     """
-    clip = ClipModel.load(run)
+    clip = ClipModel.load(run, device)
     size = clip.config.data.batch_size if batch_size is None else batch_size
     source, batches = ("assumed", _assumed(clip, size, seed)) if dataset is None else (
         "data set", _batches(clip, dataset, size, seed)
@@ -85,7 +88,8 @@ def explain_compile(
     compile_blocks(model)
 
     def step(rows: Tensor) -> None:
-        features = model(*_inputs(clip, rows))
+        with torch.autocast(clip.network.mean.device.type, torch.bfloat16, enabled=clip.network.mean.is_cuda):
+            features = model(*_inputs(clip, rows))
         sum(part.square().sum() for part in features).backward()
 
     shapes = [(len(rows), int(caption_lengths(rows, clip.network.end).max())) for rows in batches]
@@ -98,8 +102,10 @@ def explain_compile(
 
 def _inputs(clip: ClipModel, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Return images for token rows; their content decides no shape."""
-    images = torch.zeros(len(tokens), 3, clip.image_size, clip.image_size, dtype=torch.uint8)
-    return images, tokens
+    place = clip.network.mean.device
+    return torch.zeros(len(tokens), 3, clip.image_size, clip.image_size, dtype=torch.uint8, device=place), tokens.to(
+        place
+    )
 
 
 def _assumed(clip: ClipModel, size: int, seed: int) -> list[Tensor]:

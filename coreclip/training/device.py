@@ -1,4 +1,4 @@
-"""What a run computes on: the device that a name stands for, torch's threads and kernels, the threads that decode."""
+"""What a run computes on: the device that a name stands for, copies to and from it, torch's threads and kernels, the threads that decode."""
 
 import contextlib
 import os
@@ -37,6 +37,43 @@ def resolve_device(name: str) -> torch.device:
             "here; use --device cpu, or install a CUDA build of torch"
         )
     return torch.device(name)
+
+
+def send(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return ``values`` on a device, not waiting for it.
+
+    From memory that is not pinned CUDA begins a copy when all that was asked of the device before is done, and the host waits for that.
+    """
+    if device.type != "cuda" or values.is_cuda:
+        return values.to(device)
+    return values.pin_memory().to(
+        device, non_blocking=True
+    )  # torch keeps pinned memory until the copies out of it are done
+
+
+class Fetched:
+    """Values on their way from a device: what was asked of it before the copy is waited for when they are read, what came after is not.
+
+    Parameters
+    ----------
+    values : Tensor
+        On any device; on the CPU they are taken as they are.
+    """
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self._values = values.detach()
+        self._arrived: torch.cuda.Event | None = None
+        if values.is_cuda:
+            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values.copy_(values.detach(), non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record(torch.cuda.current_stream(values.device))
+
+    def read(self) -> torch.Tensor:
+        """Return the values, on the CPU."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._values
 
 
 def check_threads(threads: int) -> None:

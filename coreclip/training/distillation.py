@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from coreclip.config import Config
-from coreclip.errors import CoreclipError
 from coreclip.files import sha256_file
 from coreclip.pipeline import Dataset
 from coreclip.selection import Features
 from coreclip.training.caption_topics import caption_topics
+from coreclip.training.features import features_of
 from coreclip.training.loss import Pairs
 
 
@@ -74,16 +74,7 @@ def make_teacher(dataset: Dataset, config: Config) -> Teacher | None:
     if not config.distill.features:
         return None
     path = Path(config.distill.features)
-    features = Features.load(path)
-    if features.fingerprint != dataset.fingerprint or features.n != dataset.n:
-        raise CoreclipError(
-            f"distill.features = {path} holds features of the data set {str(features.fingerprint)[:12]}, this is "
-            f"{dataset.fingerprint[:12]}; embed this data set with the teacher"
-        )
-    if features.image is None or features.text is None or "logit_scale" not in features.info:
-        raise CoreclipError(
-            f"distill.features = {path} lacks images, texts or logit_scale; make it with coreclip embed"
-        )
+    features = features_of(dataset, path, "distill.features")
     return Teacher(features, float(features.info["logit_scale"]), sha256_file(path / "image.npy"))
 
 

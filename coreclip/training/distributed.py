@@ -22,7 +22,7 @@ from coreclip.config import Config
 from coreclip.errors import CoreclipError
 from coreclip.randomness import hash64
 from coreclip.training import streams
-from coreclip.training.device import resolve_device
+from coreclip.training.device import Fetched, resolve_device
 
 if TYPE_CHECKING:
     from coreclip.training.loss import ContrastiveLoss
@@ -150,14 +150,14 @@ class Ranks:
         for buffer in running:
             buffer /= self.size
 
-    def signals(self, index: np.ndarray, result: "ContrastiveLoss") -> tuple[np.ndarray, dict[str, Tensor]]:
-        """Return the indices and signals of all processes' rows."""
+    def signals(self, index: np.ndarray, result: "ContrastiveLoss") -> tuple[np.ndarray, list[str], Fetched]:
+        """Return the indices and signals of all processes' rows: int64 (m,), the signals' names, float32 (names, m)."""
         found = result.signals()
-        if self.size == 1:
-            return index, found
-        counts = self.counts(len(index))
-        rows = self.gather(torch.stack([values.double() for values in found.values()], dim=1), counts)
-        return self.indices(index, counts), dict(zip(found, rows.unbind(1), strict=True))
+        rows = torch.stack([values.to(result.loss.dtype) for values in found.values()])
+        if self.size > 1:
+            counts = self.counts(len(index))
+            index, rows = self.indices(index, counts), self.gather(rows.T.contiguous(), counts).T
+        return index, list(found), Fetched(rows)
 
     def indices(self, index: np.ndarray, counts: list[int] | None = None) -> np.ndarray:
         """Return the indices of all processes' rows, int64 (m,)."""

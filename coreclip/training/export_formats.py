@@ -46,8 +46,16 @@ FORMATS: dict[str, Format] = {
         ("fp32", "fp16", "int8"),
         ONNX_PACKAGES,
     ),
-    "hf": Format("a checkpoint for Hugging Face's transformers (ViT, CLIP's vocabulary)", write_hf, open_checkpoint),
+    "hf": Format(
+        "a checkpoint for Hugging Face's transformers (ViT, CLIP's vocabulary)",
+        write_hf,
+        open_checkpoint,
+        checkpoint_of="transformers",
+    ),
     "open_clip": Format(
-        "a checkpoint for open_clip (ViT or ResNet, CLIP's vocabulary)", write_open_clip, open_checkpoint
+        "a checkpoint for open_clip (ViT or ResNet, CLIP's vocabulary)",
+        write_open_clip,
+        open_checkpoint,
+        checkpoint_of="open_clip",
     ),
 }

@@ -89,6 +89,9 @@ class Format:
         Modules of the extra ``coreclip[export]`` that are needed.
     runs_code : bool
         Whether opening such files can run code that is in them.
+    checkpoint_of : str or None
+        The library whose checkpoint it is: what its towers are given and return is that library's business. None: towers that
+        standardise bytes themselves and return features of unit norm.
     """
 
     summary: str
@@ -97,6 +100,7 @@ class Format:
     precisions: tuple[str, ...] = ("fp32",)
     packages: tuple[str, ...] = ()
     runs_code: bool = False
+    checkpoint_of: str | None = None
 
 
 def check_packages(name: str, packages: tuple[str, ...]) -> None:

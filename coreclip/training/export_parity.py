@@ -1,7 +1,6 @@
 """Whether exported towers say what the model itself says, within what their precision allows."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -96,8 +95,3 @@ def refuse_disagreement(parity: list[Parity], precision: str, least: float | Non
             f"the exported {worst.tower} disagrees with the model: cosine {worst.least_cosine:.6f} on {worst.inputs} inputs in "
             f"batches of {worst.batch_size}, {least} is the least for {precision}; nothing was written; {remedy}"
         )
-
-
-def as_rows(parity: list[Parity]) -> list[dict[str, Any]]:
-    """Return the measurements as JSON values."""
-    return [asdict(one) for one in parity]

@@ -130,7 +130,9 @@ def _check_entries(folder: Path, description: dict[str, Any]) -> None:
     for name in hashes:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts:
-            raise CoreclipError(f"export {folder} names the file {name!r}, which is outside of it; it is not used")
+            raise CoreclipError(
+                f"export {folder} names the file {name!r}, which is outside of it, and none of it is used; export again"
+            )
 
 
 def open_export(folder: Path, description: dict[str, Any], *, threads: int | None = None) -> Runner:

@@ -151,23 +151,30 @@ def _inputs(clip: ClipModel, dataset: Dataset | None, seed: int) -> tuple[list[A
 
 def _description(run: str | Path, clip: ClipModel, format: str, precision: str) -> dict[str, Any]:
     size, context, network = clip.image_size, clip.config.model.context, clip.network
-    features = {"name": OUTPUT, "dtype": "float32", "shape": ["batch", clip.dim], "norm": 1}
-    images = {"name": INPUTS["image_tower"], "dtype": "uint8", "shape": ["batch", 3, size, size]}
-    tokens = {"name": INPUTS["text_tower"], "dtype": "int64", "shape": ["batch", context]}
+    library = FORMATS[format].checkpoint_of
+    towers, standardised_by = None, f"{library} before the image tower; the mean and std are of bytes, 0 to 255"
+    if library is None:
+        features = {"name": OUTPUT, "dtype": "float32", "shape": ["batch", clip.dim], "norm": 1}
+        images = {"name": INPUTS["image_tower"], "dtype": "uint8", "shape": ["batch", 3, size, size]}
+        tokens = {"name": INPUTS["text_tower"], "dtype": "int64", "shape": ["batch", context]}
+        towers = {
+            "image_tower": {"input": images, "output": features},
+            "text_tower": {"input": tokens, "output": features},
+        }
+        standardised_by = "the image tower itself; the mean and std are of bytes, 0 to 255"
     return {
         "format_version": FORMAT_VERSION,
         "format": format,
         "precision": precision,
         "model": weights_of(run),
-        "image_tower": {"input": images, "output": features},
-        "text_tower": {"input": tokens, "output": features},
+        **(towers or {"checkpoint_of": library}),
         "preprocessing": {
             "channels": "RGB",
             "size": size,
             "resize": "the shorter side to size (bicubic, antialiased), then the square at the centre",
             "mean": [round(value, 6) for value in network.mean.flatten().tolist()],
             "std": [round(value, 6) for value in network.std.flatten().tolist()],
-            "standardised_by": "the image tower itself; the mean and std are of bytes, 0 to 255",
+            "standardised_by": standardised_by,
         },
         "tokenizer": {
             "file": "tokenizer.json",

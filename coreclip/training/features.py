@@ -126,6 +126,25 @@ def _reading(clip: ClipModel) -> str:
     return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
 
 
+def features_of(dataset: Dataset, path: Path, setting: str) -> Features:
+    """Return the FEATURES that a setting names, which must be of all pairs of the data set, with a scale.
+
+    Raises
+    ------
+    CoreclipError
+        For features that are missing, of another data set, or without images, texts or a scale.
+    """
+    features = Features.load(path)
+    if features.fingerprint != dataset.fingerprint or features.n != dataset.n:
+        raise CoreclipError(
+            f"{setting} = {path} holds features of the data set {str(features.fingerprint)[:12]}, this is "
+            f"{dataset.fingerprint[:12]}; embed this data set with the same model"
+        )
+    if features.image is None or features.text is None or "logit_scale" not in features.info:
+        raise CoreclipError(f"{setting} = {path} lacks images, texts or logit_scale; make it with coreclip embed")
+    return features
+
+
 def load_features(features: str | Path, run: str | Path, clip: ClipModel, dataset: Dataset) -> Features:
     """Open a FEATURES folder, mapped into memory, that must be of this run, as it is read here, and of this data set.
 

@@ -4,24 +4,24 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from coreclip.errors import CoreclipError
+from coreclip.training.device import Fetched
 from coreclip.training.distributed import Ranks
 from coreclip.training.model import Clip
 
 
 @dataclass(frozen=True)
 class LastGradient:
-    """The norm of the gradient of the last step, to be looked at when the device has been waited for anyway."""
+    """The norm of the gradient of the last step, to be looked at when the device has come past it anyway."""
 
-    norm: torch.Tensor | None = None
+    norm: Fetched | None = None
     step: int = 0
     index: np.ndarray | None = None
 
     def check(self, ranks: Ranks) -> None:
         """Refuse one that is not finite."""
-        if self.norm is not None and self.index is not None and not math.isfinite(norm := self.norm.item()):
+        if self.norm is not None and self.index is not None and not math.isfinite(norm := self.norm.read().item()):
             refuse_not_finite("the gradient's norm", norm, self.step, ranks.indices(self.index))
 
 

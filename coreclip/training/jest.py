@@ -24,6 +24,7 @@ from coreclip.randomness import uniform
 from coreclip.selection import Features
 from coreclip.training import streams
 from coreclip.training.clip_model import ClipModel
+from coreclip.training.features import features_of
 from coreclip.training.loss import LEAST_ROWS, equal_pairs
 from coreclip.training.model import Clip, set_statistics_share
 from coreclip.training.pretrained import is_pretrained
@@ -73,9 +74,9 @@ def jest_rows(
             f"the reference's logits are {reference.shape}, the learner's {learner.shape}; both must be of the same rows"
         )
     if not 1 <= k <= m:
-        raise CoreclipError(f"k = {k} of {m} rows is not allowed: 1 to {m}")
+        raise CoreclipError(f"k = {k} of {m} rows is not allowed: 1 to {m}; ask for fewer rows")
     if chunks < 1:
-        raise CoreclipError(f"chunks = {chunks} is not allowed: at least 1")
+        raise CoreclipError(f"chunks = {chunks} is not allowed: at least 1; 1 chooses all rows at once")
     if k == m:
         return np.arange(m, dtype=np.int64)
     chosen = np.zeros(0, dtype=np.int64)
@@ -213,7 +214,7 @@ def make_selector(dataset: Dataset, config: Config, tokenizer: Tokenizer, device
         return None
     path = Path(config.jest.reference)
     if not is_pretrained(path) and (path / "features.json").exists():
-        return JestSelector(config, _reference_features(path, dataset), sha256_file(path / "image.npy"))
+        return JestSelector(config, features_of(dataset, path, "jest.reference"), sha256_file(path / "image.npy"))
     clip = ClipModel.load(path, str(device))
     if clip.tokenizer.sha256 != tokenizer.sha256:
         raise CoreclipError(
@@ -222,18 +223,6 @@ def make_selector(dataset: Dataset, config: Config, tokenizer: Tokenizer, device
         )
     clip.network.requires_grad_(False)
     return JestSelector(config, clip, sha256_file(weights_file(path)))
-
-
-def _reference_features(path: Path, dataset: Dataset) -> Features:
-    features = Features.load(path)
-    if features.fingerprint != dataset.fingerprint:
-        raise CoreclipError(
-            f"jest.reference = {path} holds features of the data set {str(features.fingerprint)[:12]}, this is "
-            f"{dataset.fingerprint[:12]}; embed this data set"
-        )
-    if features.image is None or features.text is None or "logit_scale" not in features.info:
-        raise CoreclipError(f"jest.reference = {path} lacks images, texts or logit_scale; make it with coreclip embed")
-    return features
 
 
 def _logits(images: Tensor, texts: Tensor, scale: Tensor, others: Tensor) -> np.ndarray:
@@ -257,6 +246,7 @@ def take_rows(rows: "Rows", chosen: np.ndarray, share: float) -> "Rows":
         rows,
         images=rows.images[at],
         tokens=rows.tokens[at],
+        caption_number=None if rows.caption_number is None else rows.caption_number[chosen],
         lengths=rows.lengths[chosen],
         weight=rows.weight[at],
         labels=None if rows.labels is None else rows.labels[at],

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coreclip.training.device import send
+
 LEAST_ROWS = 2  # a contrast needs a second pair
 
 
@@ -299,8 +301,12 @@ def equal_pairs(tokens: Tensor, labels: Tensor | None = None, index: np.ndarray 
     -------
     bool (b, b)
     """
-    _, caption = torch.unique(tokens, dim=0, return_inverse=True)
-    return _equal(caption, labels, _repeats(index, tokens.device), slice(None))
+    return _equal(caption_numbers(tokens), labels, _repeats(index, tokens.device), slice(None))
+
+
+def caption_numbers(tokens: Tensor) -> Tensor:
+    """Return numbers from 0 on that equal captions share, int64 (m,), of tokens int64 (m, context)."""
+    return torch.unique(tokens, dim=0, return_inverse=True)[1]
 
 
 def _equal(caption: Tensor, labels: Tensor | None, repeats: Tensor | None, own: slice) -> Tensor:
@@ -316,7 +322,7 @@ def _repeats(index: np.ndarray | None, device: torch.device) -> Tensor | None:
     if index is None:
         return None
     pairs, number = np.unique(index, return_inverse=True)
-    return None if len(pairs) == len(index) else torch.from_numpy(number).to(device, non_blocking=True)
+    return None if len(pairs) == len(index) else send(torch.from_numpy(number), device)
 
 
 def first_equal(same: Tensor) -> Tensor:
@@ -331,6 +337,7 @@ def pairs_of(
     own: slice | None = None,
     *,
     index: np.ndarray | None = None,
+    caption: Tensor | None = None,
 ) -> Pairs:
     """Return what a loss knows of a batch beside its features.
 
@@ -345,11 +352,13 @@ def pairs_of(
         The rows whose loss is asked for; None: all.
     index : int64 (m,), numpy, optional
         As of :func:`equal_pairs`.
+    caption : int64 (m,), on the CPU, optional
+        As of :func:`caption_numbers`; where they are known, a device is not waited for.
     """
-    if own is None:
-        return Pairs(weight, equal_pairs(tokens, labels, index), None, slice(0, len(tokens)))
-    _, caption = torch.unique(tokens, dim=0, return_inverse=True)
+    caption = caption_numbers(tokens) if caption is None else send(caption, tokens.device)
     repeats = _repeats(index, tokens.device)
+    if own is None:
+        return Pairs(weight, _equal(caption, labels, repeats, slice(None)), None, slice(0, len(tokens)))
     same, first = _equal(caption, labels, repeats, own), first_of_group(caption)
     if repeats is not None:
         first = torch.minimum(first, first_of_group(repeats))

@@ -14,6 +14,7 @@ from torch import Tensor
 from coreclip.config import Config
 from coreclip.pipeline import Dataset, Tokenizer
 from coreclip.training.class_softmax import ClassTexts, class_texts, classification_loss
+from coreclip.training.device import send
 from coreclip.training.distillation import Teacher, affinity_loss, make_teacher
 from coreclip.training.distributed import ONE, Ranks
 from coreclip.training.large_batch import Encode, Towers
@@ -170,7 +171,7 @@ class Objective:
         if self._classes is not None:
             tokens = self._classes.draw(self._config.train.seed, step)
             lengths = caption_lengths(tokens, model.end)
-            inputs["classes"] = (model.encode_text, (tokens.to(rows.images.device, non_blocking=True), lengths))
+            inputs["classes"] = (model.encode_text, (send(tokens, rows.images.device), lengths))
         inputs["images"] = (model.encode_image, (rows.images,))  # last: a device works on it while the host goes on
         return inputs
 
@@ -187,7 +188,12 @@ class Objective:
             bias=model.logit_bias,
             pairs=scaled(
                 pairs_of(
-                    ranks.gather(rows.tokens, counts), labels, weight, own, index=ranks.indices(rows.index, counts)
+                    ranks.gather(rows.tokens, counts),
+                    labels,
+                    weight,
+                    own,
+                    index=ranks.indices(rows.index, counts),
+                    caption=rows.caption_number if ranks.size == 1 else None,
                 )
             ),
             labels=rows.labels,

@@ -37,7 +37,7 @@ def rerank(
     Parameters
     ----------
     run : path
-        A finished run.
+        A finished run, or a checkpoint of another tool.
     query : str
     images : sequence of path
         Files, folders, lists (.txt) of files.
@@ -97,7 +97,7 @@ def classify(
     Parameters
     ----------
     run : path
-        A finished run.
+        A finished run, or a checkpoint of another tool.
     images : sequence of path
         Files, folders, lists (.txt) of files.
     class_names : sequence of str

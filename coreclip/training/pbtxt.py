@@ -10,7 +10,6 @@ from typing import Any
 
 from coreclip.errors import CoreclipError
 
-SCALARS = ("string", "int", "float", "bool")
 _TOKEN = re.compile(
     r"""(?P<space>(?:\s|\#[^\n]*)+)
       | (?P<name>[A-Za-z_][A-Za-z0-9_]*)

@@ -1,7 +1,8 @@
 """Class names to class features: prompts by templates, and the ensemble of Radford et al. 2021 over them.
 
-``coreclip`` is this project's own set, for small models whose captions are plain; ``clip-7`` is the ensemble that CLIP's authors
-published as the best seven of their eighty for ImageNet. Left out: prompts that are learned or written by a language model.
+``coreclip`` is this project's own set, for small models whose captions are plain; ``clip-80`` is the ensemble for ImageNet that CLIP's
+authors published, which most published zero-shot figures are of, and ``clip-7`` what they found to be its best seven. Left out: prompts
+that are learned or written by a language model.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,25 @@ from coreclip.errors import CoreclipError
 
 if TYPE_CHECKING:
     from coreclip.training.clip_model import ClipModel
+
+# Of CLIP's eighty all but four come in two, with "a" and with "the".
+_OF = (
+    "a bad photo", "a sculpture", "a low resolution photo", "a rendering", "graffiti", "a cropped photo", "a tattoo", "a bright photo",
+    "a dark photo", "a drawing", "a close-up photo", "a black and white photo", "a painting", "a pixelated photo",
+    "a jpeg corrupted photo", "a blurry photo", "a photo", "a good photo", "a doodle", "a sketch", "a rendition", "art", "itap",
+)  # fmt: skip
+_LOOKS = ("hard to see", "clean", "dirty", "cool", "large", "nice", "weird", "small")
+_KINDS = ("embroidered", "plastic", "origami", "toy", "cartoon", "plushie")
+_CLIP_80 = (
+    *(f"{what} of {article} {{}}." for what in _OF for article in ("a", "the")),
+    *(f"a photo of {article} {look} {{}}." for look in _LOOKS for article in ("a", "the")),
+    *(f"{article} {kind} {{}}." for kind in _KINDS for article in ("a", "the")),
+    *(f"{article} {{}} in a video game." for article in ("a", "the")),
+    "a photo of many {}.",
+    "a photo of my {}.",
+    "a photo of one {}.",
+    "itap of my {}.",
+)
 
 TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
     "coreclip": (
@@ -36,6 +56,7 @@ TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
         "art of the {}.",
         "a photo of the small {}.",
     ),
+    "clip-80": _CLIP_80,
     "photo": ("a photo of a {}",),
     "name": ("{}",),
 }

@@ -109,7 +109,7 @@ def check_query(query: str) -> None:
 def check_top(top: int) -> None:
     """Refuse to list nothing."""
     if top < 1:
-        raise CoreclipError(f"top = {top} is not allowed: at least 1 is asked for")
+        raise CoreclipError(f"top = {top} is not allowed: ask for at least 1")
 
 
 def _blocks(rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -81,7 +81,7 @@ def compare_runtimes(
     Parameters
     ----------
     run : path
-        A finished run.
+        A finished run, or a checkpoint of another tool.
     runtimes : sequence of str
         Of :data:`RUNTIMES`; each export is made, and checked, in a temporary folder first.
     batch_sizes : sequence of int

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from coreclip.errors import CoreclipError
+from coreclip.training.device import Fetched
 
 _UNSEEN: dict[str, Any] = {
     "loss": np.float32(np.nan),
@@ -23,6 +23,8 @@ _UNSEEN: dict[str, Any] = {
     "probability_margin": np.float32(np.nan),
     "el2n": np.float32(np.nan),
 }
+SIGNAL_BYTES = sum(unseen.nbytes for unseen in _UNSEEN.values())
+"""Of a pair in each pass."""
 
 
 class SignalRecorder:
@@ -42,12 +44,10 @@ class SignalRecorder:
         self._current = {name: np.full(n, unseen) for name, unseen in _UNSEEN.items()}
         self._touched = False
 
-    def record(self, index: np.ndarray, signals: dict[str, Tensor]) -> None:
-        """Note a batch's pairs, as :meth:`coreclip.training.loss.ContrastiveLoss.signals` has them; one that comes twice in a pass
-        keeps its last values."""
-        # One transfer for all of them, so that a device is waited for once.
-        rows = torch.stack([signals[name].float() for name in _UNSEEN]).cpu().numpy()
-        for name, row in zip(_UNSEEN, rows, strict=True):
+    def record(self, index: np.ndarray, names: list[str], rows: Fetched) -> None:
+        """Note a batch's pairs, as :meth:`coreclip.training.distributed.Ranks.signals` has them; one that comes twice in a pass keeps
+        its last values."""
+        for name, row in zip(names, rows.read().numpy(), strict=True):
             self._current[name][index] = row
         self._touched = True
 

@@ -17,11 +17,11 @@ from coreclip.config import Config
 from coreclip.errors import CoreclipError
 from coreclip.pipeline import Augment, Batch, Dataset, Loader, Tokenizer, make_loader
 from coreclip.training.compiling import compile_blocks, decide_compile
-from coreclip.training.device import check_threads, decoding_threads, resolve_device
+from coreclip.training.device import Fetched, check_threads, decoding_threads, resolve_device, send
 from coreclip.training.distributed import ONE, Ranks
 from coreclip.training.ema import WeightAverage
 from coreclip.training.jest import make_selector, take_rows
-from coreclip.training.loss import LEAST_ROWS
+from coreclip.training.loss import LEAST_ROWS, caption_numbers
 from coreclip.training.model import END, Clip, new_model
 from coreclip.training.muon import Muon, Optimiser, Together, is_hidden_matrix
 from coreclip.training.objectives import Objective, make_objective
@@ -53,6 +53,8 @@ class Rows:
         Indices of the batch's pairs whose image did not decode.
     caption : int64 (b,), numpy, or None
         Which of each pair's captions the tokens are; None: the first.
+    caption_number : int64 (b,), on the CPU, or None
+        Equal for equal captions; None: to be read off the tokens.
     """
 
     images: Tensor
@@ -64,6 +66,7 @@ class Rows:
     share: float
     broken: list[int]
     caption: np.ndarray | None = None
+    caption_number: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,7 @@ def training_loader(
         tokenizer=tokenizer,
         context=config.model.context,
         resident=config.data.resident,
+        pin_memory=torch.device(device).type == "cuda",
     )
 
 
@@ -186,15 +190,16 @@ def to_device(batch: Batch, labels: Tensor | None, device: torch.device, batch_s
     if len(keep) < len(batch.index):
         batch = replace(batch, **{name: value[keep.to(value.device)] for name, value in vars(batch).items()})
     return Rows(
-        images=batch.images.to(device, non_blocking=True),
-        tokens=batch.tokens.to(device, non_blocking=True),
+        images=send(batch.images, device),
+        tokens=send(batch.tokens, device),
         lengths=caption_lengths(batch.tokens, end),
-        weight=batch.weight.to(device, non_blocking=True),
-        labels=None if labels is None else labels[batch.index].to(device, non_blocking=True),
+        weight=send(batch.weight, device),
+        labels=None if labels is None else send(labels[batch.index], device),
         index=batch.index.numpy(),
         share=len(keep) / batch_size,
         broken=broken,
         caption=batch.caption.numpy(),
+        caption_number=caption_numbers(batch.tokens),
     )
 
 
@@ -331,13 +336,16 @@ def make_step(
                 rows = jest.choose(model, rows, jest.wanted(len(batch.index)), step=0, bf16=precision == "bf16")
         with watched.stage("forward"):
             result, backward = objective.forward(model, rows, bf16=precision == "bf16")
-            result.loss.item()
+            heard = Fetched(result.loss)
         with watched.stage("metrics"):
-            if signals is not None:
-                signals.record(rows.index, result.signals())
+            told = None if signals is None else ONE.signals(rows.index, result)
         with watched.stage("backward"):
             optimiser.zero_grad(set_to_none=True)
             backward()
+        heard.read()  # waits for a device where train does
+        with watched.stage("metrics"):
+            if signals is not None and told is not None:
+                signals.record(*told)
         with watched.stage("optimiser"):
             update(model, optimiser, clip_norm=config.train.clip_norm, rate=config.train.lr, bf16=precision == "bf16")
             if average is not None:

@@ -6,6 +6,7 @@
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from coreclip.files import atomic_path, read_json, remove, write_json, write_tex
 from coreclip.pipeline import Tokenizer
 from coreclip.training.model import Clip, new_model
 from coreclip.training.pretrained import is_pretrained, load_pretrained, pretrained_config, pretrained_weights
+from coreclip.training.signals import SIGNAL_BYTES
 from coreclip.training.torchscript_tensors import UNREADABLE
 
 FORMAT_VERSION = 1
@@ -101,6 +103,25 @@ def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in table.items():
         out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return out
+
+
+def disk_needed(model: Clip, config: Config, n: int, *, passes: float) -> int:
+    """Return how many bytes a run writes at most: what it ends with, and a checkpoint beside the one that it replaces.
+
+    Parameters
+    ----------
+    model : Clip
+    config : Config
+    n : int
+        Pairs of the data set.
+    passes : float
+        Over the pairs; 0 where a budget of minutes does not say how many.
+    """
+    c = config.train
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    signals = SIGNAL_BYTES * n if c.signals else 0
+    checkpoint = (4 if c.ema else 3) * weights + signals  # the weights, the optimiser's two moments, the average
+    return 2 * checkpoint + (1 + c.checkpoints) * weights + math.ceil(passes) * signals
 
 
 def save_checkpoint(run: Path, state: dict[str, Any]) -> None:

@@ -107,7 +107,7 @@ def to_ours(
     if left:
         raise CoreclipError(
             f"{where} holds the tensor {min(left)} (and {len(left) - 1} more), which no CLIP that is supported has; "
-            "its architecture is another one"
+            "its architecture is another one: take a ViT or ResNet CLIP of OpenAI's shapes"
         )
     return state
 

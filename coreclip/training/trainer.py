@@ -18,12 +18,12 @@ from typing import Any
 import torch
 
 from coreclip.config import Config
-from coreclip.files import lock, write_json
+from coreclip.files import check_free_disk, lock, write_json
 from coreclip.pipeline import Batch, Dataset
 from coreclip.training.ahead import AheadOnDevice
 from coreclip.training.asked import all_asked
 from coreclip.training.compiling import compile_blocks
-from coreclip.training.device import deterministic_kernels, resolve_device, torch_threads
+from coreclip.training.device import Fetched, deterministic_kernels, resolve_device, torch_threads
 from coreclip.training.distributed import Ranks, check_processes, cut, processes
 from coreclip.training.ema import WeightAverage, averaged
 from coreclip.training.finite import LastGradient, check_weights, refuse_not_finite
@@ -51,6 +51,7 @@ from coreclip.training.steps import (
     update,
 )
 from coreclip.training.store import (
+    disk_needed,
     drop_later,
     keep_weights,
     load_checkpoint,
@@ -165,8 +166,8 @@ def train(
     Raises
     ------
     CoreclipError
-        For a bad budget, device, subset or run folder, another run's settings, a loss or gradient that is not finite, TensorBoard
-        where it is not installed, or a process of several that has ended.
+        For a bad budget, device, subset or run folder, too little free disk, another run's settings, a loss or gradient that is not
+        finite, TensorBoard where it is not installed, or a process of several that has ended.
     """
     started = time.monotonic() if started is None else started
     config = Config() if config is None else config
@@ -194,6 +195,9 @@ def train(
             check_validation(validation, dataset)
         if tensorboard:
             summary_writer()  # a missing package is told of before there is a run
+        total = budget.total_samples(pairs_per_pass(pairs.n_samples, config.super_batch_size, ranks.size))
+        if ranks.is_first and not (run / "checkpoint.pt").exists():
+            check_free_disk(run, disk_needed(model, config, dataset.n, passes=(total or 0) / pairs.n_samples))
         asked = all_asked(dataset, config, budget, subset, init_from, jest, objective)
         record = ranks.once(lambda: open_run(run, asked, config, tokenizer))
         if record["finished"]:
@@ -206,7 +210,6 @@ def train(
         signals = SignalRecorder(run / "signals", dataset.n) if config.train.signals and ranks.is_first else None
         average = WeightAverage(model, config.train.ema) if config.train.ema else None
         validator = None if validation is None else Validator(validation, config, tokenizer, target_device)
-        total = budget.total_samples(pairs_per_pass(pairs.n_samples, config.super_batch_size, ranks.size))
         usable_seconds = budget.usable_seconds()
         state = ranks.once(lambda: load_checkpoint(run))
         place = Place()
@@ -297,24 +300,26 @@ def train(
                     rows = jest.choose(model, rows, wanted, step=place.step, bf16=bf16)
             with watch.stage("forward"):
                 result, backward = objective.forward(model, rows, bf16=bf16, step=place.step)
-                loss = result.loss.item()
-            last.check(ranks)
-            if not math.isfinite(loss):
-                refuse_not_finite("the loss", loss, place.step, ranks.indices(rows.index))
-            if place.step == 0 and ranks.is_first and result.floor.item() > _LEAST_TOLD_FLOOR:
-                _report_floor(result.floor.item())
-            with watch.stage("metrics"):  # before the backward pass: a device is waited for once
-                if config.train.signals:
-                    index, found = ranks.signals(rows.index, result)
-                    if signals is not None:
-                        signals.record(index, found)
+                heard = Fetched(torch.stack([result.loss.detach(), result.floor]))
+            with watch.stage("metrics"):
+                told = ranks.signals(rows.index, result) if config.train.signals else None
             with watch.stage("backward"):
                 optimiser.zero_grad(set_to_none=True)
                 backward()
+            # A device has the backward pass to do while the host looks at what came out of the forward pass.
+            loss, floor = heard.read().tolist()
+            last.check(ranks)
+            if not math.isfinite(loss):
+                refuse_not_finite("the loss", loss, place.step, ranks.indices(rows.index))
+            if place.step == 0 and ranks.is_first and floor > _LEAST_TOLD_FLOOR:
+                _report_floor(floor)
+            with watch.stage("metrics"):
+                if signals is not None and told is not None:
+                    signals.record(*told)
             with watch.stage("optimiser"):
                 rate = learning_rate(config.train.lr, config.train.warmup, step=place.step, fraction=fraction)
                 norm = update(model, optimiser, clip_norm=config.train.clip_norm, rate=rate, bf16=bf16)
-                last = LastGradient(norm, place.step, rows.index)
+                last = LastGradient(Fetched(norm), place.step, rows.index)
                 if average is not None:
                     average.update(place.step + 1)
 
@@ -345,7 +350,7 @@ def train(
                         "samples_seen": place.samples_seen,
                         "seconds": now,
                         "loss": loss,
-                        "floor": result.floor.item(),
+                        "floor": floor,
                         "lr": rate,
                         "logit_scale": model.logit_scale.item(),
                         "samples_per_second": (place.samples_seen - logged_samples) / max(now - logged_at, 1e-9),

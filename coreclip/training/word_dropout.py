@@ -10,6 +10,7 @@ from torch import Tensor
 
 from coreclip.randomness import uniform
 from coreclip.training import streams
+from coreclip.training.device import send
 
 
 def drop_words(
@@ -43,4 +44,4 @@ def drop_words(
     is_dropped[(is_dropped == is_word).all(1)] = False
     order = torch.from_numpy(np.argsort(is_dropped, axis=1, kind="stable"))
     left = lengths - torch.from_numpy(is_dropped.sum(1))
-    return tokens.gather(1, order.to(tokens.device, non_blocking=True)), left
+    return tokens.gather(1, send(order, tokens.device)), left

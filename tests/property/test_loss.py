@@ -37,7 +37,7 @@ def test_integer_weights_give_the_gradient_of_repeated_rows(weights, seed, n_cap
         )
         gradients.append(torch.autograd.grad(result.loss, [*leaves, scale]))
     for weighted, repeated in zip(*gradients, strict=True):
-        torch.testing.assert_close(weighted, repeated, atol=1e-6, rtol=1e-5)  # the weights are float32
+        torch.testing.assert_close(weighted, repeated, atol=1e-12, rtol=1e-12)
 
 
 @settings(deadline=None, max_examples=60)

@@ -1,5 +1,6 @@
 """Exports as checkpoints of other libraries: what they load gives the model's own features."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -53,6 +54,11 @@ def test_an_export_is_a_checkpoint_with_the_models_features(run, tmp_path, forma
         torch.testing.assert_close(model.encode_image(images), expected.encode_image(images))
         torch.testing.assert_close(model.encode_text(TEXTS), expected.encode_text(TEXTS))
         assert model.logit_scale == pytest.approx(expected.logit_scale)
+    description = json.loads((tmp_path / "out" / "export.json").read_text())
+    library = {"hf": "transformers", "open_clip": "open_clip"}[format]
+    assert description["checkpoint_of"] == library
+    assert description["preprocessing"]["standardised_by"].startswith(f"{library} before the image tower")
+    assert not {"image_tower", "text_tower"} & set(description)  # they are given what the library gives them
 
 
 def test_transformers_reads_the_folder(checkpoint, tmp_path):

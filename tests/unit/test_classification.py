@@ -10,11 +10,12 @@ from coreclip.training import TEMPLATE_SETS, classification, read_templates
 from coreclip.training.classification import zero_shot_metrics
 
 
-def test_named_sets_are_plain_prompts_and_the_published_ensemble_has_seven():
+def test_named_sets_are_plain_prompts_and_the_published_ensembles():
     assert all("{}" in template for templates in TEMPLATE_SETS.values() for template in templates)
     assert {name: len(templates) for name, templates in TEMPLATE_SETS.items()} == {
         "coreclip": 8,
         "clip-7": 7,
+        "clip-80": 80,
         "photo": 1,
         "name": 1,
     }
@@ -25,6 +26,12 @@ def test_templates_of_a_file_are_its_lines(tmp_path):
     file = tmp_path / "mine.txt"
     file.write_text("\ufeffein Foto von {}\n\n  {} im Schnee \n", encoding="utf-8")
     assert read_templates(str(file)) == ("ein Foto von {}", "{} im Schnee")
+
+
+def test_the_eighty_templates_of_clip_hold_the_best_seven():
+    eighty = TEMPLATE_SETS["clip-80"]
+    assert len(eighty) == len(set(eighty)) == 80
+    assert set(TEMPLATE_SETS["clip-7"]) < set(eighty)
 
 
 def test_templates_that_are_none_are_refused(tmp_path):

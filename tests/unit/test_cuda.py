@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from coreclip.config import Config, DataConfig, JestConfig, ModelConfig, ReselectConfig, TrainConfig
-from coreclip.training import ClipModel, embed, evaluate, train
+from coreclip.pipeline import make_loader
+from coreclip.training import ClipModel, embed, evaluate, make_step, train
+from coreclip.training.ahead import AheadOnDevice
 from coreclip.training.attention import Block, Packed, Whole
 from coreclip.training.compiling import compile_blocks
+from coreclip.training.device import Fetched
 from coreclip.training.model import END, build_model
 from tests.helpers import make_dataset
 from tests.unit.test_train import Stop, StopAfter, lines, weights
@@ -68,6 +71,37 @@ def test_rows_are_chosen_and_pairs_embedded_on_a_gpu(data, tmp_path):
     assert train(data, tmp_path / "run", config=jest, samples=20, device="cuda").scored == 40
     embed(data, tmp_path / "features", model=tmp_path / "run", device="cuda")
     assert ClipModel.load(tmp_path / "run", "cuda").encode_text(["a dog"]).is_cuda
+
+
+@pytest.mark.parametrize("config", [CNN, VIT, replace(VIT, train=replace(VIT.train, precision="bf16"))])
+def test_a_step_waits_for_nothing_but_its_forward_pass(data, config):
+    measured = make_step(data, config, device="cuda")
+    batches = AheadOnDevice(measured.loader, torch.device("cuda"))
+    torch.cuda.set_sync_debug_mode("error")  # torch raises where the host would wait, but for events
+    try:
+        for batch in batches:
+            measured.step(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_images_are_decoded_into_pinned_memory_and_are_the_same(data):
+    options = {"batch_size": 7, "image_size": 16, "seed": 3}
+    plain, pinned = (list(make_loader(data, pin_memory=pin, **options)) for pin in (False, True))
+    assert all(batch.images.is_pinned() for batch in pinned)
+    assert all(torch.equal(ours.images, theirs.images) for ours, theirs in zip(pinned, plain, strict=True))
+    there = [
+        batch.images.cpu()
+        for batch in AheadOnDevice(make_loader(data, pin_memory=True, **options), torch.device("cuda"))
+    ]
+    assert all(torch.equal(images, batch.images) for images, batch in zip(there, plain, strict=True))
+
+
+def test_what_is_fetched_is_what_it_was_when_it_was_asked_for():
+    values = torch.arange(5.0, device="cuda")
+    fetched = Fetched(values)
+    values.zero_()
+    assert fetched.read().tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("causal", [False, True])

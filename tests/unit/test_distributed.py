@@ -48,8 +48,8 @@ def step(data, config, rows, ranks):
     model = double_model(DoubleClip, config, data.tokenizer().vocab_size)
     result, backward = make_objective(data, config, data.tokenizer(), ranks).forward(model, rows, bf16=False, step=2)
     backward()
-    index, signals = ranks.signals(rows.index, result)
-    numbers = {f"signal {name}": values.double() for name, values in signals.items()}
+    index, names, signals = ranks.signals(rows.index, result)
+    numbers = {f"signal {name}": values.double() for name, values in zip(names, signals.read(), strict=True)}
     numbers |= {"loss": result.loss.detach(), "floor": result.floor, "index": torch.from_numpy(index).double()}
     return {name: p.grad for name, p in model.named_parameters()} | numbers
 

@@ -180,7 +180,7 @@ def test_the_measured_step_selects_too(reference):
     measured = make_step(data, with_jest(run), watch=stages)
     for batch in measured.loader:
         measured.step(batch)
-    assert stages.stages == ["transfer", "select", "forward", "metrics", "backward", "optimiser"] * 3
+    assert stages.stages == ["transfer", "select", "forward", "metrics", "backward", "metrics", "optimiser"] * 3
 
 
 def test_references_that_do_not_fit_are_refused(reference, tmp_path):

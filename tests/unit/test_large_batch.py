@@ -100,6 +100,34 @@ def teacher(data, tmp_path_factory):
     return folder / "features"
 
 
+def repeated(rows, counts):
+    """Each row as often as its count says, with a weight of 1."""
+    at = np.repeat(np.arange(len(counts)), counts)
+    names = ("images", "tokens", "lengths", "labels", "index")
+    return replace(rows, weight=torch.ones(len(at)), **{name: getattr(rows, name)[at] for name in names})
+
+
+@pytest.mark.parametrize(
+    ("objective", "taught"),
+    [("softmax", False), ("softmax", True), ("classification", False), ("classification", True), ("sigmoid", False)],
+)
+@pytest.mark.parametrize("micro_batch", [0, 4])
+def test_a_step_on_weighted_pairs_is_one_on_repeated_pairs(data, teacher, objective, taught, micro_batch):
+    config = with_settings(VIT, objective=objective, micro_batch=micro_batch)
+    if taught:
+        config = replace(config, distill=DistillConfig(features=str(teacher)))
+    counts = np.array([1, 3, 2, 1, 4, 1])
+    rows = replace(make_rows(data, 6), weight=torch.from_numpy(counts).float())
+    model = double_model(DoubleClip, config, data.tokenizer().vocab_size)
+    _, found = gradients(model, data, config, rows)
+    _, expected = gradients(model, data, config, repeated(rows, counts))
+    assert found["logit_scale"].abs() > 1e-6
+    # Twice the batch has twice the negatives of a sigmoid loss; a run's weights are brought to a mean of 1.
+    larger = counts.mean() if objective == "sigmoid" else 1.0
+    for name, gradient in expected.items():
+        torch.testing.assert_close(larger * found[name], gradient, rtol=1e-8, atol=1e-10, msg=name)
+
+
 @pytest.mark.parametrize("objective", ["softmax", "sigmoid", "classification"])
 @pytest.mark.parametrize("taught", [False, True])
 def test_pieces_have_the_gradient_of_the_whole_batch(data, teacher, objective, taught):

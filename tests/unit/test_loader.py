@@ -311,6 +311,7 @@ def test_interpreter_exits_in_the_middle_of_an_epoch(dataset):
         ({"train": "yes"}, "train = 'yes' is not allowed: it must be True or False"),
         ({"resident": 1}, "resident = 1"),
         ({"drop_last": None}, "drop_last = None"),
+        ({"pin_memory": 1}, "pin_memory = 1 is not allowed: it must be True or False"),
         ({"crop_scale": (0.5, 0.2)}, r"crop_scale = \(0.5, 0.2\) is not allowed"),
         ({"crop_scale": 0.9}, "crop_scale = 0.9"),
         ({"crop_scale": (0.0, 1.0)}, "0 < low <= high <= 1"),
@@ -329,6 +330,12 @@ def test_interpreter_exits_in_the_middle_of_an_epoch(dataset):
 def test_wrong_arguments_are_refused(dataset, options, message):
     with pytest.raises(CoreclipError, match=message):
         make_loader(dataset, **options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_pinned_memory_needs_a_gpu(dataset):
+    with pytest.raises(CoreclipError, match="pin_memory=True needs a GPU"):
+        make_loader(dataset, pin_memory=True)
 
 
 def test_path_in_place_of_a_dataset_is_refused(dataset):

@@ -33,7 +33,8 @@ PLAIN = Config(
 )
 ALL = replace(
     PLAIN,
-    data=replace(PLAIN.data, sizes=(8, 12, 16), weights="draws"),
+    data=replace(PLAIN.data, sizes=(8, 12, 16), weights="draws", flip=0.5, crop_scale=(0.4, 1.0), grey=0.2),
+    model=replace(PLAIN.model, image_stride=2),
     train=replace(PLAIN.train, optimiser="muon", ema=0.1, dropout=0.3, word_dropout=0.3),
     reselect=ReselectConfig(every=1, fraction=0.6, pool=15),
 )
@@ -80,6 +81,16 @@ def test_a_run_with_all_options_that_was_stopped_goes_on_bit_for_bit(data, whole
     assert chosen[0] == chosen[1]
     notes = [[line["step"] for line in lines(run) if "reselection" in line] for run in (tmp_path / "parts", whole[1])]
     assert notes[0] == notes[1]
+
+
+@pytest.mark.parametrize("stop_after", [5, 12])
+def test_a_run_in_bf16_that_was_stopped_goes_on_bit_for_bit(data, tmp_path, stop_after):
+    config = replace(ALL, train=replace(ALL.train, precision="bf16"))
+    train(data, tmp_path / "whole", config=config, samples=90)
+    with pytest.raises(Stop):
+        train(data, tmp_path / "parts", config=config, samples=90, watch=StopAfter(stop_after))
+    train(data, tmp_path / "parts", config=config, samples=90)
+    assert bytes_of(tmp_path / "parts") == bytes_of(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("steps", [3, 5])

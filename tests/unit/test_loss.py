@@ -71,6 +71,8 @@ def test_a_pair_that_is_drawn_twice_is_no_negative_of_itself():
     pairs = pairs_of(tokens, None, torch.ones(4), slice(2, 4), index=index)
     assert torch.equal(pairs.same, same[2:])
     assert pairs.first.tolist() == [0, 1, 0, 0]
+    numbered = pairs_of(tokens, None, torch.ones(4), index=index, caption=torch.tensor([7, 2, 0, 7]))
+    assert torch.equal(numbered.same, same)
 
 
 def test_pairs_of_weight_zero_are_left_out_as_rows_and_as_columns():

@@ -11,9 +11,10 @@ from safetensors.numpy import load_file, save_file
 
 from coreclip.config import Config, DataConfig, ModelConfig, TrainConfig
 from coreclip.errors import CoreclipError
-from coreclip.training import embed, evaluate, make_step, train
+from coreclip.training import embed, evaluate, make_step, steps, train
 from coreclip.training.loss import contrastive_loss, equal_pairs
-from coreclip.training.steps import to_device
+from coreclip.training.model import build_model
+from coreclip.training.steps import decide_precision, make_optimiser, to_device, update
 from tests.helpers import make_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -51,7 +52,7 @@ def test_a_step_goes_through_the_stages_of_training_and_writes_nothing(tmp_path,
     measured = make_step(data, CONFIG, watch=stages)
     for batch in measured.loader:
         measured.step(batch)
-    assert stages.names == ["transfer", "forward", "metrics", "backward", "optimiser"] * 2
+    assert stages.names == ["transfer", "forward", "metrics", "backward", "metrics", "optimiser"] * 2
     assert (measured.precision, measured.device.type) == ("fp32", "cpu")
     assert list((tmp_path / "here").iterdir()) == []
 
@@ -73,6 +74,10 @@ def test_an_image_that_does_not_decode_takes_no_part(tmp_path):
     assert rows.broken == [2]
     assert sorted(rows.index.tolist()) == [0, 1, 3, 4, 5]
     assert rows.share == pytest.approx(5 / 6)
+    captions = rows.tokens.tolist()
+    assert [[a == b for b in rows.caption_number] for a in rows.caption_number] == [
+        [a == b for b in captions] for a in captions
+    ]
     features = torch.nn.functional.normalize(torch.randn(5, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     result = contrastive_loss(features, features, torch.tensor(1.0), same=equal_pairs(rows.tokens), weight=rows.weight)
     assert torch.isfinite(result.loss)
@@ -145,3 +150,52 @@ def test_features_of_another_data_set_and_foreign_files_are_kept(tmp_path):
     with pytest.raises(CoreclipError, match="something else than features"):
         embed(data, tmp_path / "features", model=tmp_path / "run")
     assert (tmp_path / "features" / "notes.txt").read_text() == "mine"
+
+
+# ------------------------------------------------------------------------------------------------------------------ the update
+
+
+@pytest.mark.parametrize(("length", "moved"), [(8.0, 0.5), (0.3, 0.3)])
+def test_a_gradient_longer_than_the_bound_is_shortened_to_it(length, moved):
+    model = build_model(CONFIG, vocab_size=20, seed=0)
+    before = torch.cat([p.detach().flatten() for p in model.parameters()])
+    gradient = torch.randn(len(before), generator=torch.Generator().manual_seed(0))
+    at = 0
+    for p in model.parameters():
+        p.grad = gradient[at : at + p.numel()].view_as(p) * (length / gradient.norm())
+        at += p.numel()
+    norm = update(model, torch.optim.SGD(model.parameters(), lr=9.0), clip_norm=0.5, rate=0.1)
+    after = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert norm.item() == pytest.approx(length, rel=1e-4)
+    assert (after - before).norm().item() == pytest.approx(0.1 * moved, rel=1e-3)
+
+
+def test_updates_are_fused_and_convolutions_have_their_channels_last():
+    model = build_model(CONFIG, vocab_size=20, seed=0)
+    assert all(group["fused"] for group in make_optimiser(model, CONFIG).param_groups)
+    filters = [p for p in model.image.parameters() if p.ndim == 4 and p.shape[2:] != (1, 1) and p.shape[1] > 1]
+    assert filters
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in filters)
+
+
+class Timed:
+    """An objective that takes some seconds of a clock of its own."""
+
+    def __init__(self, seconds):
+        self.now, self.seconds = 0.0, seconds
+
+    def perf_counter(self):
+        return self.now
+
+    def forward(self, model, rows, *, bf16):
+        self.now += self.seconds["bf16" if bf16 else "fp32"]
+        return None, lambda: setattr(model.logit_scale, "grad", torch.zeros(()))
+
+
+@pytest.mark.parametrize(("bf16", "chosen"), [(0.5, "bf16"), (0.9, "bf16"), (0.95, "fp32"), (2.0, "fp32")])
+def test_bf16_is_taken_where_it_is_a_tenth_faster(monkeypatch, bf16, chosen):
+    objective = Timed({"fp32": 1.0, "bf16": bf16})
+    monkeypatch.setattr(steps, "time", objective)
+    found = decide_precision(build_model(CONFIG, vocab_size=20, seed=0), None, "auto", objective)
+    assert found["precision"] == chosen
+    assert found["precision_seconds_per_step"] == pytest.approx({"fp32": 1.0, "bf16": bf16})

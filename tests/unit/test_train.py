@@ -10,15 +10,17 @@ import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from coreclip import files
 from coreclip.config import Config, DataConfig, ModelConfig, TrainConfig, load_config
 from coreclip.errors import CoreclipError
 from coreclip.files import lock
-from coreclip.training import ClipModel, train
+from coreclip.training import ClipModel, train, trainer
 from coreclip.training.model import build_model
 from coreclip.training.objectives import make_objective
 from coreclip.training.schedule import Budget, learning_rate
@@ -303,6 +305,38 @@ def test_a_killed_process_goes_on_bit_for_bit(data, tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_the_weights_of_a_subset_reach_the_training(data, tmp_path):
+    def trained(name, weights_of_pairs):
+        subset = SimpleNamespace(indices=np.arange(data.n), weights=weights_of_pairs)
+        train(data, tmp_path / name, config=CONFIG, epochs=1, subset=subset)
+        return weights(tmp_path / name)
+
+    ones, threes = (trained(f"all {value}", np.full(data.n, value)) for value in (1.0, 3.0))
+    unequal = trained("unequal", np.linspace(0.1, 2.0, data.n))
+    assert all(torch.equal(ones[name], threes[name]) for name in ones)  # only the ratios count
+    assert not torch.equal(ones["image_projection.weight"], unequal["image_projection.weight"])
+
+
+@pytest.mark.parametrize("changes", [{}, {"ema": 0.1, "checkpoints": 3}, {"signals": False}, {"optimiser": "muon"}])
+def test_a_run_writes_no_more_than_was_asked_of_the_disk(data, tmp_path, monkeypatch, changes):
+    asked = []
+    monkeypatch.setattr(trainer, "check_free_disk", lambda path, n_bytes: asked.append(n_bytes))
+    train(data, tmp_path / "run", config=settings(**changes), epochs=2)
+    train(data, tmp_path / "run", config=settings(**changes), epochs=2)  # it is finished: nothing is asked
+    [needed] = asked
+    kinds = (".pt", ".safetensors", ".npy")
+    sizes = {path: path.stat().st_size for path in (tmp_path / "run").rglob("*") if path.suffix in kinds}
+    written = sum(sizes.values()) + sizes[tmp_path / "run" / "checkpoint.pt"]  # the one before it lay beside it
+    assert 0.6 * needed < written < needed + 40_000 * len(sizes)  # names and places of tensors, heads of files
+
+
+def test_a_disk_that_is_too_full_is_told_of_before_anything_is_written(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "free_disk", lambda path: 1 << 20)
+    with pytest.raises(CoreclipError, match=r"not enough disk for .*run: \d+ MiB needed, 1 MiB free"):
+        train(data, tmp_path / "run", config=settings(checkpoints=40), samples=10)
+    assert not list((tmp_path / "run").glob("*"))
+
+
 def test_a_finished_run_is_returned_not_repeated(data, tmp_path):
     first = train(data, tmp_path / "run", config=CONFIG, samples=10)
     changed = (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns
@@ -383,6 +417,23 @@ def test_a_checkpoint_that_is_none_is_refused(data, tmp_path, content):
         train(data, tmp_path / "run", config=CONFIG, samples=33)
 
 
+class Hostile:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(data, tmp_path):
+    with pytest.raises(Stop):
+        train(data, tmp_path / "run", config=CONFIG, samples=15, watch=StopAfter(1))
+    torch.save({"place": Hostile(tmp_path / "ran")}, tmp_path / "run" / "checkpoint.pt")
+    with pytest.raises(CoreclipError, match=r"checkpoint.pt is damaged .* train again"):
+        train(data, tmp_path / "run", config=CONFIG, samples=15)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_damaged_checkpoint_is_refused(data, tmp_path):
     with pytest.raises(Stop):
         train(data, tmp_path / "run", config=CONFIG, samples=33, watch=StopAfter(1))
@@ -439,7 +490,7 @@ def test_the_watch_hears_every_stage(data, tmp_path):
     watch = StopAfter()
     train(data, tmp_path / "run", config=CONFIG, epochs=1, watch=watch)
     assert watch.items == 12
-    step = ["transfer", "forward", "metrics", "backward", "optimiser", "logging"]
+    step = ["transfer", "forward", "metrics", "backward", "metrics", "optimiser", "logging"]
     assert watch.stages == ["wait", *step * 3]
 
 

@@ -1,5 +1,6 @@
 """A Triton model repository: what we write passes the check, and each way to break it is found."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -131,41 +132,57 @@ def test_the_text_format_in_its_variants():
             parse(broken, fields, "it")
 
 
-def test_googles_parser_reads_what_we_read(repository):
-    """The same text through protobuf itself, with a schema made of our table of fields."""
-    from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory, text_format
+@pytest.fixture(scope="module")
+def schema():
+    """Triton's own ModelConfig, as NVIDIA generated it from its schema; the package around that module wants gRPC."""
+    [folder] = importlib.util.find_spec("tritonclient").submodule_search_locations
+    spec = importlib.util.spec_from_file_location("model_config_pb2", Path(folder) / "grpc" / "model_config_pb2.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.ModelConfig
 
-    kinds = {"string": 9, "int": 3, "float": 1, "bool": 8}
 
-    def fill(message, fields):
-        for number, (name, field) in enumerate(fields.items(), 1):
-            into = message.field.add(name=name, number=number, label=3 if field.repeated else 1)
-            if field.kind == "message":
-                nested = message.nested_type.add(name=f"M{number}")
-                fill(nested, field.message)
-                into.type, into.type_name = 11, f"M{number}"
-            elif field.kind == "enum":
-                enum = message.enum_type.add(name=f"E{number}")
-                for value, one in enumerate(field.values):
-                    enum.value.add(name=f"{one}", number=value)
-                into.type, into.type_name = 14, f"E{number}"
-            else:
-                into.type = kinds[field.kind]
+# google.protobuf's numbers of the types that each of our kinds stands for (FieldDescriptor.TYPE_...).
+PROTOBUF = {"string": {9}, "int": {3, 4, 5, 13}, "float": {1, 2}, "bool": {8}, "enum": {14}, "message": {11}}
 
-    file = descriptor_pb2.FileDescriptorProto(name="config.proto", package="p", syntax="proto2")
-    fill(file.message_type.add(name="ModelConfig"), MODEL_CONFIG)
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    message = message_factory.GetMessageClass(pool.FindMessageTypeByName("p.ModelConfig"))()
+
+def unlike(fields, descriptor):
+    """Yield the fields of our table that NVIDIA's schema does not have in that way."""
+    for name, field in fields.items():
+        theirs = descriptor.fields_by_name.get(name)
+        if theirs is None or theirs.type not in PROTOBUF[field.kind] or theirs.is_repeated != field.repeated:
+            yield f"{descriptor.name}.{name}"
+        elif field.kind == "message":
+            yield from unlike(field.message, theirs.message_type)
+        elif field.kind == "enum" and not set(field.values) <= set(theirs.enum_type.values_by_name):
+            yield f"{descriptor.name}.{name}'s values"
+
+
+def test_our_table_of_fields_is_of_nvidias_schema(schema):
+    assert list(unlike(MODEL_CONFIG, schema.DESCRIPTOR)) == []
+    assert list(unlike({"nam": Field("string"), "name": Field("int")}, schema.DESCRIPTOR)) == [
+        "ModelConfig.nam",
+        "ModelConfig.name",
+    ]
+
+
+def test_nvidias_schema_reads_what_we_write_as_we_read_it(schema, repository):
+    from google.protobuf import json_format, text_format
+
     text = (repository / "image_tower" / "config.pbtxt").read_text()
-    text_format.Parse(text, message)
-    theirs = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    theirs = json_format.MessageToDict(text_format.Parse(text, schema()), preserving_proto_field_name=True)
     ours = parse(text, MODEL_CONFIG, "it")
+    # JSON has 64-bit numbers as text.
     whole = json.dumps(ours).replace("[3, 16, 16]", '["3", "16", "16"]').replace("[-1]", '["-1"]')
-    assert theirs == json.loads(whole) | {
-        "max_batch_size": "64",
-        "dynamic_batching": {"max_queue_delay_microseconds": "1000"},
-    }
+    assert theirs == json.loads(whole) | {"dynamic_batching": {"max_queue_delay_microseconds": "1000"}}
+    # What the comment in it offers is a configuration too.
+    offered = "".join(
+        line.removeprefix("# ") + "\n" for line in text.splitlines() if line.startswith(("# opt", "#  ", "# }"))
+    )
+    assert (
+        text_format.Parse(offered, schema()).optimization.execution_accelerators.gpu_execution_accelerator[0].name
+        == "tensorrt"
+    )
 
 
 def test_the_format_writes_a_checked_repository(tmp_path):
