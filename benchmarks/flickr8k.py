@@ -2,7 +2,8 @@
 
 Trained on the five training shards, measured on the 500 images and 2,500 captions of the dev shard; chance of R@10 is 2 %. open_clip's
 images lie in memory, decoded; coreclip's minutes are those of the whole command, imports and decoding included. The twelve are each run
-once, and the best of them on the measured images themselves is run with the other seeds too, which favours it. A cell is a process of its
+once, and the best of them on the measured images themselves is run with the other seeds too, which favours it; the recipe of coreclip was
+chosen by trials on 500 of the training images. A cell is a process of its
 own, and its result is kept in ``--cells``, by its settings and the kind of machine: an interrupted study goes on, on another day too. Needs
 .venv-open-clip (``make bench-open-clip``). What the weights of tenths of the minutes are worth is measured after the end, and drawn in
 docs/images/flickr8k.png.

@@ -1,7 +1,8 @@
 """Pre-norm attention blocks, and the layouts of tokens that they run on.
 
 The block is that of CLIP's two Transformers (Radford et al. 2021). The last block of a tower that is read at one token computes only
-what that token needs: keys and values of all tokens, the rest for the one; the output is the same. Left out: dropout, caches.
+what that token needs: keys and values of all tokens, the rest for the one; the output is the same. Left out: dropout
+within the blocks, caches.
 """
 
 import math

@@ -63,7 +63,7 @@ def checkpoint_signals(
         Of the bank.
     batch_size, workers : int
         Of the image loader.
-    device : {"cpu", "cuda", "auto"}
+    device : {"cpu", "cuda", "cuda:N", "auto"}
 
     Returns
     -------
@@ -188,7 +188,7 @@ def influence(
         Pairs of ``train`` that each pair and target is contrasted with.
     batch_size, workers : int
         Of the image loader.
-    device : {"cpu", "cuda", "auto"}
+    device : {"cpu", "cuda", "cuda:N", "auto"}
 
     Returns
     -------

@@ -192,7 +192,7 @@ def processes(device: str) -> Iterator[Ranks]:
 
     Parameters
     ----------
-    device : {"cpu", "cuda", "auto"}
+    device : {"cpu", "cuda", "cuda:N", "auto"}
         With CUDA each process has the device of its local rank and NCCL carries what they exchange, else gloo.
 
     Yields

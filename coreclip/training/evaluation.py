@@ -77,7 +77,7 @@ def evaluate(
         FEATURES of ``train`` by this run.
     batch_size, workers : int
         Of the image loader.
-    device : {"cpu", "cuda", "auto"}
+    device : {"cpu", "cuda", "cuda:N", "auto"}
     seed : int
         Of the probes' splits and draws.
 

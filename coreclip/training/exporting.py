@@ -86,7 +86,7 @@ def export(
         Of weights and arithmetic; the inputs and outputs are the same for all.
     dataset : Dataset, optional
         Pairs to compare on, to calibrate int8 with, and to measure what retrieval and classification lose; held-out ones are best.
-    device : {"cpu", "cuda", "auto"}
+    device : {"cpu", "cuda", "cuda:N", "auto"}
         Where the model itself is evaluated on ``dataset``; exports are made and run on the processor.
     seed : int
         Of the inputs that are drawn.

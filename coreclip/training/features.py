@@ -69,7 +69,7 @@ def embed(
         A finished run, or a checkpoint of another tool; its own tokenizer reads the captions.
     batch_size, workers : int
         Of the image loader.
-    device : {"cpu", "cuda", "auto"}
+    device : {"cpu", "cuda", "cuda:N", "auto"}
 
     Returns
     -------

@@ -2,7 +2,7 @@
 
 Convolutional towers win at small data, small ViTs come next ("Scaling (Down) CLIP", Li et al. 2024, arXiv 2404.08197). The small CNN's
 shapes are chosen for training speed on a CPU: a stem with a stride, channels last, batch normalisation. The ResNet and the ViT are CLIP's
-(Radford et al. 2021), so that its checkpoints fit them. Left out: dropout, stochastic depth.
+(Radford et al. 2021), so that its checkpoints fit them. Left out: dropout within the towers, stochastic depth.
 """
 
 from collections.abc import Callable

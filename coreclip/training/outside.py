@@ -47,7 +47,7 @@ def rerank(
         Only so many are returned.
     workers : int
         Decoding threads.
-    device : {"cpu", "cuda", "auto"}
+    device : {"cpu", "cuda", "cuda:N", "auto"}
 
     Returns
     -------
@@ -108,7 +108,7 @@ def classify(
         At most so many classes are listed of an image.
     workers : int
         Decoding threads.
-    device : {"cpu", "cuda", "auto"}
+    device : {"cpu", "cuda", "cuda:N", "auto"}
 
     Returns
     -------

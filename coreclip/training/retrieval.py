@@ -64,7 +64,7 @@ def search_all(
         FEATURES of this data set by this run: nothing is embedded again.
     workers : int
         Decoding threads.
-    device : {"cpu", "cuda", "auto"}
+    device : {"cpu", "cuda", "cuda:N", "auto"}
 
     Returns
     -------

@@ -1,7 +1,7 @@
 """Text towers: token rows in, one vector for each caption out. No work is done on padding.
 
 A caption is the tokens up to and with its first end token; what comes after is padding, whatever its id: 0 is a word's piece in CLIP's
-vocabulary. Left out: dropout.
+vocabulary. Left out: dropout within the towers.
 """
 
 import torch

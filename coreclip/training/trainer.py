@@ -74,6 +74,7 @@ class TrainReport:
     Attributes
     ----------
     steps, samples_seen : int
+        Of the samples some may have had an image that does not decode; they took no part in their steps.
     seconds : float
         Wall time, of all sittings of an interrupted run together.
     samples_per_second : float
@@ -138,8 +139,8 @@ def train(
         What to train on; None for all pairs.
     minutes, samples, epochs : number, optional
         The budget, exactly one of them. Minutes are wall time from ``started`` to the end of the call; samples and epochs count
-        the pairs that are trained on.
-    device : {"cpu", "cuda", "auto"}
+        the pairs of the batches that are trained on.
+    device : {"cpu", "cuda", "cuda:N", "auto"}
     threads : int, optional
         Of torch on the CPU; None leaves torch's own number. The bits of the result depend on it.
     watch : Watch, optional

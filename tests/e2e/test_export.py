@@ -36,6 +36,7 @@ def test_the_report_for_people(at, tmp_path, capsys):
 def test_mistakes(at, tmp_path, capsys):
     run = at / "run"
     assert "needs both OUT and --format" in refused(capsys, "export", run, tmp_path / "out")
+    assert "--table times runtimes on the processor" in refused(capsys, "export", run, "--table", "--device", "cuda")
     assert "needs both OUT and --format" in refused(capsys, "export", run, "--format", "onnx")
     assert "nothing to do" in refused(capsys, "export", run)
     assert "format 'coreml' is unknown" in refused(capsys, "export", run, tmp_path / "out", "--format", "coreml")

@@ -143,6 +143,21 @@ def test_a_damaged_export_is_refused(int8, tmp_path):
         ExportedModel.load(int8[0], "cuda")
 
 
+def test_onnx_in_half_precision_is_half_as_large_and_close(run, tmp_path):
+    wholes, halves = (export(run, tmp_path / p, format="onnx", precision=p).files for p in ("fp32", "fp16"))
+    assert halves["image_tower.onnx"] + halves["text_tower.onnx"] < 0.75 * (
+        wholes["image_tower.onnx"] + wholes["text_tower.onnx"]
+    )
+    same_calls(run, tmp_path / "fp16", 5e-3)
+
+
+def test_openvino_in_int8_is_measured_and_close(run, data, tmp_path):
+    report = export(run, tmp_path / "out", format="openvino", precision="int8", dataset=data)
+    assert report.least_cosine > 0.95
+    assert report.accuracy is not None
+    assert report.accuracy["lost"].keys() >= {"text_to_image_recall_at_1", "image_to_text_recall_at_10"}
+
+
 def test_openvino_with_halved_weights(run, tmp_path):
     report = export(run, tmp_path / "out", format="openvino", precision="fp16")
     assert report.accuracy is None
