@@ -336,16 +336,16 @@ def make_step(
                 rows = jest.choose(model, rows, jest.wanted(len(batch.index)), step=0, bf16=precision == "bf16")
         with watched.stage("forward"):
             result, backward = objective.forward(model, rows, bf16=precision == "bf16")
-            heard = Fetched(result.loss)
+            figures = Fetched(result.loss)
         with watched.stage("metrics"):
-            told = None if signals is None else ONE.signals(rows.index, result)
+            found = None if signals is None else ONE.signals(rows.index, result)
         with watched.stage("backward"):
             optimiser.zero_grad(set_to_none=True)
             backward()
-        heard.read()  # waits for a device where train does
+        figures.read()  # waits for a device where train does
         with watched.stage("metrics"):
-            if signals is not None and told is not None:
-                signals.record(*told)
+            if signals is not None and found is not None:
+                signals.record(*found)
         with watched.stage("optimiser"):
             update(model, optimiser, clip_norm=config.train.clip_norm, rate=config.train.lr, bf16=precision == "bf16")
             if average is not None:

@@ -301,22 +301,22 @@ def train(
                     rows = jest.choose(model, rows, wanted, step=place.step, bf16=bf16)
             with watch.stage("forward"):
                 result, backward = objective.forward(model, rows, bf16=bf16, step=place.step)
-                heard = Fetched(torch.stack([result.loss.detach(), result.floor]))
+                figures = Fetched(torch.stack([result.loss.detach(), result.floor]))
             with watch.stage("metrics"):
-                told = ranks.signals(rows.index, result) if config.train.signals else None
+                found = ranks.signals(rows.index, result) if config.train.signals else None
             with watch.stage("backward"):
                 optimiser.zero_grad(set_to_none=True)
                 backward()
             # A device has the backward pass to do while the host looks at what came out of the forward pass.
-            loss, floor = heard.read().tolist()
+            loss, floor = figures.read().tolist()
             last.check(ranks)
             if not math.isfinite(loss):
                 refuse_not_finite("the loss", loss, place.step, ranks.indices(rows.index))
             if place.step == 0 and ranks.is_first and floor > _LEAST_TOLD_FLOOR:
                 _report_floor(floor)
             with watch.stage("metrics"):
-                if signals is not None and told is not None:
-                    signals.record(*told)
+                if signals is not None and found is not None:
+                    signals.record(*found)
             with watch.stage("optimiser"):
                 rate = learning_rate(config.train.lr, config.train.warmup, step=place.step, fraction=fraction)
                 norm = update(model, optimiser, clip_norm=config.train.clip_norm, rate=rate, bf16=bf16)
