@@ -3,10 +3,9 @@
 Trained on the five training shards, measured on the 500 images and 2,500 captions of the dev shard; chance of R@10 is 2 %. open_clip's
 images lie in memory, decoded; coreclip's minutes are those of the whole command, imports and decoding included. The twelve are each run
 once, and the best of them on the measured images themselves is run with the other seeds too, which favours it; the recipe of coreclip was
-chosen by trials on 500 of the training images. A cell is a process of its
-own, and its result is kept in ``--cells``, by its settings and the kind of machine: an interrupted study goes on, on another day too. Needs
-.venv-open-clip (``make bench-open-clip``). What the weights of tenths of the minutes are worth is measured after the end, and drawn in
-docs/images/flickr8k.png.
+chosen by trials on 500 of the training images. A cell is a process of its own, and its result is kept in ``--cells``, by its settings and
+the kind of machine: an interrupted study goes on, on another day too. Needs .venv-open-clip (``make bench-open-clip``). What the weights of
+tenths of the minutes are worth is measured after the end, and drawn in docs/images/flickr8k.png.
 """
 
 import argparse
@@ -27,14 +26,13 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib import pyplot as plt
-from side_by_side import processor, write_result
+from side_by_side import OPEN_CLIP_PYTHON, processor, write_result
 
 from coreclip.pipeline import Dataset, convert, make_loader
 from coreclip.training import ClipModel, evaluate
 from coreclip.training.store import load_kept
 
 HERE = Path(__file__).parent
-PYTHON = HERE.parent / ".venv-open-clip" / "bin" / "python"
 STORED = 80  # side of the decoded images, pixels; crops of 64 are cut from them
 VIT = {"image_size": 64, "patch_size": 8, "width": 192, "layers": 6, "head_width": 64}
 RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 32, "head_width": 64}
@@ -154,7 +152,7 @@ def _prepare(shards: Path, cache: Path) -> dict[str, Path]:
         "np.savez(sys.argv[2], **{k: t(sum(v, [])).numpy().reshape(len(v), -1, int(sys.argv[3])) for k, v in texts.items()})"
     )
     context = str(TEXT["context_length"])
-    subprocess.run([PYTHON, "-c", code, cache / "texts.json", cache / "clip.npz", context], check=True)
+    subprocess.run([OPEN_CLIP_PYTHON, "-c", code, cache / "texts.json", cache / "clip.npz", context], check=True)
     return data
 
 
@@ -202,7 +200,7 @@ def _theirs(options: argparse.Namespace, cache: Path, tower: str, lr: float, tok
         "seed": seed, "points": POINTS,
     }  # fmt: skip
     paths = {"images": str(cache / "images.npz"), "tokens": str(cache / f"{tokens}.npz")}
-    command = [PYTHON, HERE / "peers" / "open_clip_flickr.py", json.dumps(settings | paths)]
+    command = [OPEN_CLIP_PYTHON, HERE / "peers" / "open_clip_flickr.py", json.dumps(settings | paths)]
     return _cell(options, f"open_clip, {_name((tower, lr, tokens))}, seed {seed}", settings, lambda: _json(command))
 
 

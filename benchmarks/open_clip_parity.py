@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from side_by_side import write_result
+from side_by_side import OPEN_CLIP_PYTHON, write_result
 
 from coreclip.config import load_config
 from coreclip.pipeline.clip_vocabulary import read_clip_tokenizer
@@ -21,7 +21,6 @@ from coreclip.training import TEMPLATE_SETS, ClipModel, save_open_clip
 from coreclip.training.model import build_model
 
 HERE = Path(__file__).parent
-PYTHON = HERE.parent / ".venv-open-clip" / "bin" / "python"
 THEIRS = {"ViT-B-32-quickgelu": "quick_gelu", "ViT-B-32": "gelu", "RN50-quickgelu": "quick_gelu"}
 OURS = ("ViT-B-32", "ViT-B-16", "RN50")
 TEXTS = [
@@ -49,7 +48,7 @@ def main() -> None:
             f"ours-{preset}": f"local-dir:{folder / f'ours-{preset}'}" for preset in OURS
         }
         options = {"folder": scratch, "models": models, "texts": TEXTS}
-        script = [str(PYTHON), str(HERE / "peers" / "open_clip_parity.py"), json.dumps(options)]
+        script = [str(OPEN_CLIP_PYTHON), str(HERE / "peers" / "open_clip_parity.py"), json.dumps(options)]
         done = subprocess.run(script, stdout=subprocess.PIPE, text=True, check=True)
         peer = json.loads(done.stdout.splitlines()[-1])
         lines = ["| model | image features | text features | logits | tokens |", "|---|---|---|---|---|"]

@@ -22,6 +22,7 @@ from typing import Any
 
 _HERE = Path(__file__).parent
 _PEERS_PYTHON = _HERE.parent / ".venv-peers" / "bin" / "python"
+OPEN_CLIP_PYTHON = _HERE.parent / ".venv-open-clip" / "bin" / "python"
 _LOAD_AT_START = os.getloadavg()[0]
 
 

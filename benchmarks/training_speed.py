@@ -14,11 +14,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from side_by_side import Peer, arguments, ratio, versions_of, write_result
+from side_by_side import OPEN_CLIP_PYTHON, Peer, arguments, ratio, versions_of, write_result
 
 from coreclip.pipeline import Dataset, convert, draw_scenes, make_loader
 
-PYTHON = Path(__file__).parent.parent / ".venv-open-clip" / "bin" / "python"
 SHAPE = {
     "embed_dim": 192,
     "vision": {"image_size": 64, "patch_size": 8, "width": 192, "layers": 6, "head_width": 64},
@@ -45,7 +44,7 @@ def write_batches(folder: Path, shards: str, n: int, batch_size: int) -> float:
     batches = [batch for batch, _ in zip(loader, range(n), strict=False)]
     texts = [dataset.captions(int(i))[int(c)] for b in batches for i, c in zip(b.index, b.caption, strict=True)]
     (folder / "texts.json").write_text(json.dumps(texts))
-    subprocess.run([PYTHON, "-c", _TOKENISE, folder / "texts.json", folder / "tokens.npy"], check=True)
+    subprocess.run([OPEN_CLIP_PYTHON, "-c", _TOKENISE, folder / "texts.json", folder / "tokens.npy"], check=True)
     tokens = np.load(folder / "tokens.npy").reshape(len(batches), batch_size, 32)
     images = np.stack([batch.images.contiguous().numpy() for batch in batches])
     np.savez(folder / "batches.npz", images=images, tokens=tokens)
@@ -61,7 +60,7 @@ def main() -> None:
             "batches": str(folder / "batches.npz"), "weights": str(folder / "weights.pt"), "lr": options.lr,
             "threads": options.threads, "steps": options.steps,
         }  # fmt: skip
-        with Peer("open_clip_training", python=PYTHON, shape=SHAPE, **common) as theirs:
+        with Peer("open_clip_training", python=OPEN_CLIP_PYTHON, shape=SHAPE, **common) as theirs:
             with Peer("coreclip_training", python=sys.executable, end=END, **common) as ours:
                 seconds, losses = _in_turn({"coreclip": ours, "open_clip": theirs}, options.rounds)
                 peers = versions_of([theirs])

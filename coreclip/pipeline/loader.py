@@ -486,9 +486,8 @@ class Loader:
         if self._settings.pin_memory:
             import torch
 
-            return torch.empty(
-                shape, dtype=torch.uint8, pin_memory=True
-            ).numpy()  # torch keeps such memory for later batches
+            # torch keeps such memory for later batches.
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
         # numpy asks for huge pages, torch does not, and the page faults of large batches take a tenth of all time.
         return np.empty(shape, np.uint8)
 

@@ -46,9 +46,8 @@ def send(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """
     if device.type != "cuda" or values.is_cuda:
         return values.to(device)
-    return values.pin_memory().to(
-        device, non_blocking=True
-    )  # torch keeps pinned memory until the copies out of it are done
+    # torch keeps pinned memory until the copies out of it are done.
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 class Fetched:

@@ -152,29 +152,24 @@ def _inputs(clip: ClipModel, dataset: Dataset | None, seed: int) -> tuple[list[A
 def _description(run: str | Path, clip: ClipModel, format: str, precision: str) -> dict[str, Any]:
     size, context, network = clip.image_size, clip.config.model.context, clip.network
     library = FORMATS[format].checkpoint_of
-    towers, standardised_by = None, f"{library} before the image tower; the mean and std are of bytes, 0 to 255"
-    if library is None:
-        features = {"name": OUTPUT, "dtype": "float32", "shape": ["batch", clip.dim], "norm": 1}
-        images = {"name": INPUTS["image_tower"], "dtype": "uint8", "shape": ["batch", 3, size, size]}
-        tokens = {"name": INPUTS["text_tower"], "dtype": "int64", "shape": ["batch", context]}
-        towers = {
-            "image_tower": {"input": images, "output": features},
-            "text_tower": {"input": tokens, "output": features},
-        }
-        standardised_by = "the image tower itself; the mean and std are of bytes, 0 to 255"
+    standardiser = f"{library} before the image tower" if library else "the image tower itself"
+    features = {"name": OUTPUT, "dtype": "float32", "shape": ["batch", clip.dim], "norm": 1}
+    images = {"name": INPUTS["image_tower"], "dtype": "uint8", "shape": ["batch", 3, size, size]}
+    tokens = {"name": INPUTS["text_tower"], "dtype": "int64", "shape": ["batch", context]}
+    towers = {"image_tower": {"input": images, "output": features}, "text_tower": {"input": tokens, "output": features}}
     return {
         "format_version": FORMAT_VERSION,
         "format": format,
         "precision": precision,
         "model": weights_of(run),
-        **(towers or {"checkpoint_of": library}),
+        **({"checkpoint_of": library} if library else towers),
         "preprocessing": {
             "channels": "RGB",
             "size": size,
             "resize": "the shorter side to size (bicubic, antialiased), then the square at the centre",
             "mean": [round(value, 6) for value in network.mean.flatten().tolist()],
             "std": [round(value, 6) for value in network.std.flatten().tolist()],
-            "standardised_by": standardised_by,
+            "standardised_by": f"{standardiser}; the mean and std are of bytes, 0 to 255",
         },
         "tokenizer": {
             "file": "tokenizer.json",

@@ -25,7 +25,7 @@ from coreclip.selection import Features
 from coreclip.training import streams
 from coreclip.training.clip_model import ClipModel
 from coreclip.training.features import features_of
-from coreclip.training.loss import LEAST_ROWS, equal_pairs
+from coreclip.training.loss import LEAST_ROWS, pairs_of
 from coreclip.training.model import Clip, set_statistics_share
 from coreclip.training.pretrained import is_pretrained
 from coreclip.training.store import weights_file
@@ -179,7 +179,8 @@ class JestSelector:
         with torch.no_grad(), torch.autocast(rows.images.device.type, torch.bfloat16, enabled=bf16):
             images, texts = _in_pieces(model.encode_image, model.encode_text, rows, size)
         scale = model.logit_scale.detach()
-        others = equal_pairs(rows.tokens, rows.labels, rows.index).fill_diagonal_(False)
+        pairs = pairs_of(rows.tokens, rows.labels, rows.weight, index=rows.index, caption=rows.caption_number)
+        others = pairs.same.fill_diagonal_(False)
         chosen = jest_rows(
             _logits(images, texts, scale.exp(), others),
             self._reference_logits(rows, others, size),

@@ -2,8 +2,8 @@
 
 ``model_repository/{image_tower,text_tower}/config.pbtxt`` and ``1/model.onnx``. No server is run: the check reads each
 configuration by a table of the fields of Triton's ``ModelConfig`` (the tests compare it with NVIDIA's own schema) and holds it against
-the graph beside it. Left out of the table: batch inputs, sequence batching,
-ensembles, model agents, warm-up data; a configuration that uses them is refused as unknown.
+the graph beside it. Left out of the table: batch inputs, sequence batching, ensembles, model agents, warm-up data; a configuration that
+uses them is refused as unknown.
 """
 
 from pathlib import Path
