@@ -1163,50 +1163,124 @@ def export(
 
 @app.command(rich_help_panel=_PROFILING)
 def profile(
-    dataset: DatasetArgument,
+    dataset: Annotated[Path | None, typer.Argument(help="DATASET made by convert.", show_default=False)] = None,
     subset: SubsetOption = None,
+    minutes: Annotated[float | None, typer.Option(help="Length of the run: wall time.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Length of the run: passes over the (sub)set.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Length of the run: pairs seen.")] = None,
+    init_from: InitOption = None,
     steps: Annotated[int, typer.Option(help="Steps measured in each condition.", min=8)] = 30,
     preset: PresetOption = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
+    cold: Annotated[bool, typer.Option("--cold", help="Also measure with the data's files out of memory.")] = False,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="A second opinion: delay stages and see whether the step gets longer.")
+    ] = False,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Try the remedies on a copy of the configuration, measured in turn.")
+    ] = False,
+    fix_minutes: Annotated[float, typer.Option(help="Time for --fix.")] = 10.0,
+    fix_any: Annotated[
+        bool, typer.Option("--fix-any", help="Also try what changes the pixels or batches that the model learns from.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Where --fix writes the improved configuration.")] = Path("improved.toml"),
+    trace: Annotated[
+        Path | None, typer.Option(help="Also write torch's trace of a few steps, for Chrome's and Perfetto's viewers.")
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Also write the report as a page.")] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(help="Two profiles written with --json, before and after: nothing is measured.", show_default=False),
+    ] = None,
+    fail_on: Annotated[str, typer.Option(help="With --compare: exit with code 1 when it is this much slower.")] = "5%",
     as_json: JsonOption = False,
 ) -> None:
-    """Run real training steps and name what slows them down.
+    """Run real training steps, name what slows them down, predict what a fix brings, try it and check.
 
-    Example: coreclip profile flickr --set data.batch_size=128
+    Nothing is trained or written but what is asked for. The length of the run, where it is given, is what growing costs are projected to.
+
+    Example: coreclip profile flickr --set data.batch_size=128 --html profile.html
+
+    Example: coreclip profile flickr --config recipe.toml --fix --out faster.toml
+
+    Example: coreclip profile --compare before.json after.json --fail-on 5%
     """
-    from coreclip.config import load_config
+    from coreclip.profiling import render_text
+
+    if compare is not None:
+        _compare_profiles(compare, fail_on, as_json)
+        return
+    if dataset is None:
+        raise CoreclipError("no data set to profile; name one: coreclip profile DATASET, or two profiles: --compare")
+    from coreclip.config import config_to_toml, load_config
     from coreclip.files import write_text
     from coreclip.pages import check_page
     from coreclip.pipeline import Dataset
-    from coreclip.profiling import StageRecorder, diagnose, render_html, render_text
+    from coreclip.profiled import Case, profile_case, total_steps_of
+    from coreclip.profiling.report import MARK
     from coreclip.selection import Subset
-    from coreclip.training import make_step
+    from coreclip.training import config_of
 
     if html is not None:
-        check_page(html, 'class="coreclip-profile"', "profile report")
-    settings = load_config(config, overrides or (), preset=preset)
-    recorder = StageRecorder()
-    measured = make_step(
-        Dataset(dataset),
-        settings,
+        check_page(html, MARK, "profile report")
+    if fix:
+        _check_improved(out)
+    start = None if init_from is None else config_of(init_from)
+    case = Case(
+        dataset=Dataset(dataset),
+        config=load_config(config, overrides or (), preset=preset, start=start),
         subset=None if subset is None else Subset.load(subset),
+        init_from=init_from,
         device=device,
         threads=threads,
-        watch=recorder,
     )
-    setting = {"precision": measured.precision, "device": measured.device.type, "resident": settings.data.resident}
-    # The queue of the loader is the warm-up; an epoch that is no longer than that can't be measured.
-    warmup = max(1, min(8, len(measured.loader) - 1))
-    diagnosis = diagnose(
-        measured.step, measured.loader, steps=steps, warmup=warmup, repeats=3, recorder=recorder, setting=setting
-    ).to_dict()
+    total = total_steps_of(case, minutes=minutes, epochs=epochs, samples=samples)
+    result = profile_case(case, steps=steps, total_steps=total, cold=cold, probe=probe, trace=trace)
+    if fix:
+        from coreclip.remedied import improved_toml, measured_remedies, try_remedies
+
+        improvement = try_remedies(case, steps=steps, minutes=fix_minutes, any_result=fix_any)
+        result["remedies"] = measured_remedies(result["remedies"], improvement.trials)
+        changed = any(trial.kept for trial in improvement.trials)
+        result["fix"] = improvement.to_dict() | {"config": str(out) if changed else None}
+        if changed:
+            options = f" --threads {improvement.case.threads}" if improvement.case.threads else ""
+            command = f"coreclip train {dataset} RUN --config {out}{options}"
+            write_text(out, improved_toml(improvement, config_to_toml(improvement.case.config), command))
     if html is not None:
-        write_text(html, render_html(diagnosis))
-    _emit(diagnosis, as_json, render_text)
+        from coreclip.profiling import render_html
+
+        write_text(html, render_html(result))
+    _emit(result, as_json, render_text)
+
+
+def _compare_profiles(paths: tuple[Path, Path], fail_on: str, as_json: bool) -> None:
+    from coreclip.files import read_json
+    from coreclip.profiling import compare_profiles, comparison_text
+
+    text = fail_on.strip()
+    try:
+        limit = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise CoreclipError(f"--fail-on {fail_on!r} is no share; give e.g. 5% or 0.05") from None
+    comparison = compare_profiles(*(read_json(path, "profile") for path in paths), fail_on=limit)
+    _emit(comparison.to_dict(), as_json, lambda _: comparison_text(comparison))
+    if comparison.is_slower:
+        raise typer.Exit(1)
+
+
+def _check_improved(path: Path) -> None:
+    """Refuse to write an improved configuration over something else."""
+    from coreclip.pages import has_mark
+    from coreclip.remedied import MARK
+
+    if path.exists() and not has_mark(path, MARK):
+        raise CoreclipError(
+            f"{path} exists and is no configuration that --fix has written; nothing of yours is replaced; name another file with --out"
+        )
 
 
 @app.command()

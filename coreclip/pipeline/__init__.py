@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from coreclip.pipeline.augment import Augment
     from coreclip.pipeline.convert import ConvertReport, convert
     from coreclip.pipeline.dataset import Dataset
+    from coreclip.pipeline.decoding_costs import decoding_costs
     from coreclip.pipeline.export import export_webdataset
     from coreclip.pipeline.extract import extract
     from coreclip.pipeline.ffcv_loader import make_ffcv_loader
@@ -39,6 +40,7 @@ __all__ = [
     "VerifyReport",
     "append",
     "convert",
+    "decoding_costs",
     "draw_scenes",
     "export_webdataset",
     "extract",
@@ -66,6 +68,7 @@ _MODULES = {
     "VerifyReport": "coreclip.pipeline.verify",
     "append": "coreclip.pipeline.append",
     "convert": "coreclip.pipeline.convert",
+    "decoding_costs": "coreclip.pipeline.decoding_costs",
     "draw_scenes": "coreclip.pipeline.scenes",
     "export_webdataset": "coreclip.pipeline.export",
     "extract": "coreclip.pipeline.extract",

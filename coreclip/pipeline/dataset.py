@@ -10,6 +10,7 @@ import json
 import mmap
 import os
 import resource
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -408,6 +409,8 @@ class ShardSet:
             ) from None
         self._first_index = dataset._first_index
         self._mappings: list[mmap.mmap] = []
+        self._paths: list[Path] = []  # of each mapping
+        self._lock = threading.Lock()
         numbers = range(len(self._first_index) - 1)
         _allow_open_files(len(numbers))
         with ThreadPoolExecutor(_OPENERS, thread_name_prefix="coreclip-open") as pool:
@@ -423,7 +426,9 @@ class ShardSet:
 
     def _take(self, dataset: Dataset, number: int) -> None:
         shard = dataset._open_shard(number)
-        self._mappings.append(shard.mapping)
+        with self._lock:
+            self._mappings.append(shard.mapping)
+            self._paths.append(dataset.shard_path(number))
         expect_random_reads(shard.mapping)
         rows = slice(self._first_index[number], self._first_index[number + 1])
         base = np.uint64(shard.base_address)
@@ -452,6 +457,13 @@ class ShardSet:
         while self._mappings:
             with contextlib.suppress(BufferError):
                 self._mappings.pop().close()
+
+    def forget_pages(self) -> None:
+        """Have the system drop the shards' pages from its cache, as far as no other process has them mapped."""
+        for mapping, path in zip(self._mappings, self._paths, strict=True):
+            mapping.madvise(mmap.MADV_DONTNEED)  # what is mapped is not dropped
+            with open(path, "rb", buffering=0) as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def prefetch(self, indices: np.ndarray, windows: set[int] | None = None) -> None:
         """Ask the system to read rows ahead; waits for room in the disk's queue, not for the reading.

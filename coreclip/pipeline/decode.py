@@ -60,6 +60,7 @@ _WARNING = 0
 JPEG, RAW = 0, 1
 """Values of the image field's ``mode``."""
 _ORDINARY_SCRATCH = 1 << 24  # bytes that a decoder may keep for good: an image of 2.8 megapixels
+_PAGE_BYTES = 4096
 _PADDING = 4  # a plane's sides are rounded up to whole chroma pixels
 EXACT_MARGIN, TRAINING_MARGIN = 4.0, 1.5
 """How many times the output's side must be left after the inverse DCT has shrunk. On 200 photographs of 400 pixels,
@@ -184,6 +185,45 @@ def decode_images(
             _resize(scratch, layout, denominator[i], boxes[i], images[i])
         else:
             images[i] = 0
+
+
+@njit(cache=True, nogil=True)
+def touch_pages(address: np.ndarray, n_bytes: np.ndarray) -> int:
+    """Have the system bring ranges of mapped memory (uint64 (b,) each) from the disk, as far as they are not there; the sum means nothing."""
+    byte, total = np.empty(1, np.uint8), 0
+    for i in range(address.size):
+        for offset in range(0, np.int64(n_bytes[i]), _PAGE_BYTES):
+            _memcpy(byte.ctypes.data, address[i] + np.uint64(offset), 1)
+            total += np.int64(byte[0])
+    return total
+
+
+@njit(cache=True, nogil=True)
+def read_images(
+    scratch: np.ndarray,
+    address: np.ndarray,
+    n_bytes: np.ndarray,
+    mode: np.ndarray,
+    width: np.ndarray,
+    height: np.ndarray,
+    tolerated: np.ndarray,
+    denominator: np.ndarray,
+) -> int:
+    """Decode some images to their planes and no further, each over the one before; arguments as of :func:`decode_images`.
+
+    Returns how many were good.
+    """
+    layout, planes, good = np.zeros(5, np.int64), np.zeros(3, np.uintp), 0
+    for i in range(address.size):
+        if mode[i] == RAW:
+            good += _read_raw(scratch, address[i], n_bytes[i], width[i], height[i], layout)
+        else:
+            handle = _new_handle()
+            good += _read_jpeg(
+                handle, scratch, planes, address[i], n_bytes[i], width[i], height[i], tolerated[i], denominator[i], layout
+            )
+            _end_handle(handle)
+    return good
 
 
 @njit(cache=True, nogil=True)

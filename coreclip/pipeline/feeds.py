@@ -16,7 +16,17 @@ import numpy as np
 from coreclip.errors import CoreclipError
 from coreclip.pipeline.augment import augment_images
 from coreclip.pipeline.dataset import Dataset, ShardSet
-from coreclip.pipeline.decode import JPEG, RAW, Decoder, dct_denominators, decode_images, gather_tokens, scratch_bytes
+from coreclip.pipeline.decode import (
+    JPEG,
+    RAW,
+    Decoder,
+    dct_denominators,
+    decode_images,
+    gather_tokens,
+    scratch_bytes,
+    touch_pages,
+)
+from coreclip.watch import Watch, no_stage
 
 if TYPE_CHECKING:
     from coreclip.pipeline.tokenizer import Tokenizer
@@ -178,6 +188,7 @@ def start_decoding(
     parts: int,
     changes: Changes | None = None,
     then: Callable[[], None] | None = None,
+    watch: Watch | None = None,
 ) -> list["Future[None]"]:
     """Start to decode, crop and resize images on the pool's threads, in slices of about equal cost.
 
@@ -202,6 +213,8 @@ def start_decoding(
         What is done to each image on the way.
     then : function or None
         Called by the thread that is the last to end its slice, where none has failed.
+    watch : Watch or None
+        Is told the stages read, decode and augment, on the pool's threads.
 
     Returns
     -------
@@ -225,13 +238,19 @@ def start_decoding(
             images.address[some], n_bytes[part], mode[part], width, height, images.tolerated[some], boxes[part],
             denominator[part], out[part], valid[part],
         )  # fmt: skip
-        if changes is None:
-            decode_images(decoder.scratch, *arrays)
-        else:
-            for few in cache_slices(len(some), side):
+        if watch is not None:
+            with watch.stage("read"):  # else the pages come while they are decoded
+                touch_pages(arrays[0], arrays[1])
+        stage = no_stage if watch is None else watch.stage
+        for few in [slice(None)] if changes is None else cache_slices(len(some), side):
+            with stage("decode"):
                 decode_images(decoder.scratch, *(array[few] for array in arrays))
+            if changes is not None:
                 keys = changes.keys[part][few]
-                augment_images(arrays[-2][few], arrays[-1][few], keys, changes.seed, changes.epoch, *changes.settings)
+                with stage("augment"):
+                    augment_images(
+                        arrays[-2][few], arrays[-1][few], keys, changes.seed, changes.epoch, *changes.settings
+                    )
         decoders.give_back(decoder)
         with lock:
             left -= 1

@@ -25,7 +25,7 @@ from coreclip.pipeline import streams
 from coreclip.pipeline.augment import Augment
 from coreclip.pipeline.crops import centre_boxes, mirror_boxes, random_boxes
 from coreclip.pipeline.dataset import Dataset
-from coreclip.pipeline.decode import EXACT_MARGIN, TRAINING_MARGIN, load_decoder
+from coreclip.pipeline.decode import EXACT_MARGIN, TRAINING_MARGIN, dct_denominators, load_decoder
 from coreclip.pipeline.feeds import (
     Changes,
     DecoderShelf,
@@ -48,6 +48,7 @@ from coreclip.pipeline.order import (
 from coreclip.pipeline.readahead import ReadAhead
 from coreclip.pipeline.subsets import checked_subset
 from coreclip.randomness import hash64
+from coreclip.watch import Watch, no_stage
 
 if TYPE_CHECKING:
     import torch
@@ -125,6 +126,7 @@ class _Settings:
     resident: bool
     draws: bool
     pin_memory: bool
+    watch: Watch | None
     device: Any  # torch's, or None where resident images stay with the decoder
 
 
@@ -135,6 +137,7 @@ class _Ahead:
     epoch: "_Epoch"
     part: slice
     image_size: int
+    is_ready: Callable[[], bool]
     finish: Callable[[], Batch]
 
 
@@ -287,6 +290,33 @@ class Loader:
         self._digest = digest.hexdigest()
         self._position = self._first
 
+    def decoding_sample(self, n: int) -> tuple[Images, np.ndarray, np.ndarray, np.ndarray]:
+        """Return images that the loader decodes, evenly spread over its pairs: for measuring what decoding takes.
+
+        Returns
+        -------
+        images : Images
+        rows : int64 (m,)
+            Of ``images``; at most ``n``.
+        boxes : float64 (m, 4)
+            Crops, as in the epoch under way.
+        denominators : int64 (m,)
+            By how much the inverse DCT shrinks each.
+        """
+        images = self._stored if self._copy is None else self._copy
+        at = np.unique(np.linspace(0, len(self._indices) - 1, min(n, len(self._indices))).astype(np.int64))
+        rows = images.rows(self._indices[at])
+        boxes = self._boxes(images.width[rows], images.height[rows], self.epoch, self._keys[at])
+        margin = TRAINING_MARGIN if self._settings.train else EXACT_MARGIN
+        return images, rows, boxes, dct_denominators(images.mode[rows], boxes, self.image_size, margin)
+
+    def forget_pages(self) -> None:
+        """Have the system give up what it keeps of the shards in memory, so that the next batches come from the disk.
+
+        For measuring; between two iterations. Other processes that have the files mapped keep what they use.
+        """
+        self._shards.forget_pages()
+
     def set_image_size(self, image_size: int) -> None:
         """Deliver images of another size from the next batch on, also within an epoch.
 
@@ -376,7 +406,8 @@ class Loader:
         return quasi_random_order(blocks, seed=settings.seed, epoch=epoch, window=settings.window)
 
     def _iterate(self, run: _Run, epochs: Iterator[_Epoch]) -> Iterator[Batch]:
-        prefetch = self._settings.prefetch
+        settings = self._settings
+        prefetch = settings.prefetch
         pending: deque[_Ahead] = deque()
         images, epoch = self._stored, None
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="coreclip-decode")
@@ -390,6 +421,8 @@ class Loader:
                             epoch, images = new[0], self._images(pool, new[0])
                         pending.append(self._start(pool, images, *new))
                     if pending and (new is None or len(pending) > prefetch):
+                        if settings.watch is not None:
+                            settings.watch.gauge("batches ready", sum(ahead.is_ready() for ahead in pending))
                         first = pending.popleft()
                         batch = first.finish()
                         self._move(run, first)
@@ -470,7 +503,11 @@ class Loader:
             then = None if self._operations is None else self._operate(batch, pixels, epoch.number, part.start)
             futures = self._decode(pool, images, epoch.number, index, keys, pixels[:n], valid.numpy()[:n], then)
         draws = hash64(settings.seed, epoch.number, keys, streams.CAPTION) if settings.train else np.zeros(n, np.uint64)
-        self._captions.put(index, draws, tokens.numpy()[:n], caption.numpy()[:n])
+        with no_stage("tokens") if settings.watch is None else settings.watch.stage("tokens"):
+            self._captions.put(index, draws, tokens.numpy()[:n], caption.numpy()[:n])
+
+        def is_ready() -> bool:
+            return all(future.done() for future in futures)
 
         def finish() -> Batch:
             for future in futures:
@@ -478,7 +515,7 @@ class Loader:
             batch.weight[~batch.valid] = 0
             return batch
 
-        return _Ahead(epoch, part, self.image_size, finish)
+        return _Ahead(epoch, part, self.image_size, is_ready, finish)
 
     def _pixels_of(self, rows: int) -> np.ndarray:
         """Return memory for a batch's images, uint8 (rows, size, size, 3)."""
@@ -509,7 +546,7 @@ class Loader:
         if settings.augment.changes_pixels:
             changes = Changes(keys, settings.seed, epoch, settings.augment.settings())
         return start_decoding(
-            pool, self._decoders, images, rows, boxes, margin, pixels, valid, self.workers, changes, then
+            pool, self._decoders, images, rows, boxes, margin, pixels, valid, self.workers, changes, then, settings.watch
         )
 
     def _boxes(self, width: np.ndarray, height: np.ndarray, epoch: int, keys: np.ndarray) -> np.ndarray:
@@ -600,6 +637,7 @@ def make_loader(
     resident: bool | str = False,
     device: Any = "cpu",
     pin_memory: bool = False,
+    watch: Watch | None = None,
 ) -> Loader:
     """Make an iterable of batches of a data set.
 
@@ -661,6 +699,9 @@ def make_loader(
         Where ``resident="device"`` keeps them, and where ``batch.images`` then are.
     pin_memory : bool
         Whether images are decoded into memory that a GPU copies from by itself; needs one.
+    watch : Watch, optional
+        A profiler's recorder: is told the stages read, decode and augment on the decoding threads, tokens, and how many batches
+        stand ready when one is asked for.
 
     Returns
     -------
@@ -709,6 +750,7 @@ def make_loader(
         resident=bool(resident),
         draws=bool(draws),
         pin_memory=bool(pin_memory),
+        watch=watch,
         device=_checked_device(device) if resident == "device" else None,
     )
     _check_changes(settings, operations)

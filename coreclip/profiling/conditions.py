@@ -1,24 +1,40 @@
-"""Differential runs: the same step with the real loader, with one resident batch, and the loader alone.
+"""Differential runs: one step function and one loader under conditions that differ in one thing each.
 
-After DS-Analyzer (Mohan et al. 2021), with blocks of the three conditions interleaved so that a machine's drift hits all of
-them, each block's warm-up (queues filling) thrown away, and intervals from resampling whole rounds. Any fix of the loader
-is capped at T_real / T_compute. Left out: the cold-cache run, replay through the transfer, and delay probes.
+After DS-Analyzer (Mohan et al. 2021), with blocks of the conditions interleaved so that a machine's drift hits all of them,
+each block's warm-up (queues filling) thrown away, and intervals from resampling whole rounds:
+
+- ``compute``: the step on one batch that lies ready, the loader stopped;
+- ``replay``: the same on kept batches in turn, through the transfer where there is one;
+- ``real``: the loop as it is, the system's page cache warm;
+- ``cold``: the same after the data's pages were given up, where the caller knows how;
+- ``loader``: batches fetched and dropped;
+- trials: ``compute`` with something changed, e.g. fewer threads.
+
+``replay`` less ``compute`` is what other batches cost, ``real`` less ``replay`` what preparing them does, ``cold`` less
+``real`` what fetching them from the disk would. Any fix of the loader is capped at T_real / T_compute.
 """
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from coreclip.errors import CoreclipError
-from coreclip.profiling.recorder import StageRecorder, StepRecords
+from coreclip.profiling.elsewhere import ThreadStage, difference
+from coreclip.profiling.lockprobe import LockProbe
+from coreclip.profiling.recorder import StageRecorder, StepRecords, count_items
+from coreclip.profiling.stalls import Stalls, find_stalls, without_stalls
 from coreclip.profiling.system import SystemUse, SystemWindow, combine
 from coreclip.progress import Progress
 
-REAL, COMPUTE, LOADER = "real", "compute", "loader"
+REAL, COMPUTE, LOADER, REPLAY, COLD = "real", "compute", "loader", "replay", "cold"
+LOADER_STAGES = ("wait", "read", "decode", "augment", "tokens", "collate")
+"""Stages in which the loop's thread waits for a batch, or makes it itself."""
 _DRAWS = 1000
+_KEPT_BATCHES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,17 +44,26 @@ class Condition:
     Attributes
     ----------
     name : str
-        ``"real"`` (the loader feeds the step), ``"compute"`` (the step on one resident batch, the loader stopped) or
-        ``"loader"`` (batches fetched and dropped).
+        ``"real"``, ``"compute"``, ``"loader"``, ``"replay"``, ``"cold"``, or a trial's.
     blocks : float64 (repeats,)
-        Mean milliseconds of a step in each block. Means, because a queue's stalls are rare and long.
+        Mean milliseconds of a step in each block, without stalls that come back. Means, because a queue's stalls are rare
+        and long.
     cpu_milliseconds : float or None
         CPU time of the process and its children for a step, all threads.
+    threads : {str: ThreadStage}
+        What other threads than the loop's spent in each watched stage, for a step.
+    lock_milliseconds : float or None
+        How long a thread that is ready waits for Python's lock, see :mod:`coreclip.profiling.lockprobe`.
+    use : SystemUse or None
+        Of the system, over the measured steps.
     """
 
     name: str
     blocks: np.ndarray
     cpu_milliseconds: float | None = None
+    threads: Mapping[str, ThreadStage] = field(default_factory=dict)
+    lock_milliseconds: float | None = None
+    use: SystemUse | None = None
 
     @property
     def milliseconds(self) -> float:
@@ -46,7 +71,7 @@ class Condition:
         return float(np.median(self.blocks))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return median, its 95 % bootstrap interval, CPU time and number of blocks, as JSON types."""
+        """Return median, its 95 % bootstrap interval, CPU time and blocks, as JSON types."""
         low, high = interval(resample({self.name: self.blocks})[self.name])
         return {
             "milliseconds_per_step": self.milliseconds,
@@ -54,6 +79,15 @@ class Condition:
             "high": high,
             "cpu_milliseconds_per_step": self.cpu_milliseconds,
             "blocks": len(self.blocks),
+            "block_milliseconds": self.blocks.tolist(),
+            "lock_milliseconds": self.lock_milliseconds,
+            "threads": {
+                name: {
+                    "milliseconds_per_step": stage.milliseconds,
+                    "cpu_milliseconds_per_step": stage.cpu_milliseconds,
+                }
+                for name, stage in self.threads.items()
+            },
         }
 
 
@@ -64,19 +98,26 @@ class ConditionRun:
     Attributes
     ----------
     conditions : dict
-        ``{"real", "compute", "loader": Condition}``.
+        ``{"real", "compute", "replay", "loader": Condition}``, and ``"cold"`` and the trials that were asked for.
     records : StepRecords
         The measured steps of the real condition, block after block, equally many in each.
     calls : StepRecords
-        The measured steps of the real and the compute condition, numbered by the step function's calls.
-    system : SystemUse
-        Over the measured parts of the real condition.
+        The measured steps of all conditions that call the step function as it is, numbered by its calls.
+    stalls : Stalls or None
+        Found in ``calls``; the conditions' blocks are without them.
     """
 
     conditions: dict[str, Condition]
     records: StepRecords
     calls: StepRecords
-    system: SystemUse
+    stalls: Stalls | None
+
+    @property
+    def system(self) -> SystemUse:
+        """Use of the system over the measured parts of the real condition."""
+        use = self.conditions[REAL].use
+        assert use is not None
+        return use
 
 
 def resample(blocks: Mapping[str, np.ndarray], *, draws: int = _DRAWS, seed: int = 0) -> dict[str, np.ndarray]:
@@ -106,31 +147,41 @@ def run_conditions(
     step: Callable[[Any], object],
     loader: Iterable[Any],
     *,
+    transfer: Callable[[Any], Any] | None = None,
     steps: int = 60,
     warmup: int = 8,
     repeats: int = 5,
     recorder: StageRecorder | None = None,
     resident_batch: Any = None,
+    forget: Callable[[], object] | None = None,
+    trials: Mapping[str, Callable[[], AbstractContextManager[object]]] | None = None,
     cores: float | None = None,
 ) -> ConditionRun:
-    """Time a step function and its loader under the three conditions.
+    """Time a step function and its loader under all conditions.
 
     Parameters
     ----------
     step : callable
-        Does all of a training step with a batch. It may open stages of ``recorder``, and must not call its ``step``.
+        Does all of a training step with a batch, or with what ``transfer`` makes of it. It may open stages of ``recorder``,
+        and must not call its ``step``.
     loader : iterable
         Gives a new iterator at each ``iter()``; each has more than ``warmup`` batches.
+    transfer : callable or None
+        Brings a batch to where the step wants it; stage ``"transfer"``. None where the step does that itself.
     steps : int
         Measured steps per condition, rounded up to a multiple of ``repeats``.
     warmup : int
         Steps thrown away after each start of the loader: at least 3 times its queue's depth.
     repeats : int
-        Rounds of (real, compute, loader).
+        Rounds of all conditions.
     recorder : StageRecorder or None
-        The one whose stages ``step`` opens.
+        The one whose stages ``step``, and the loader's threads, open.
     resident_batch : batch or None
         For the compute condition; None for the loader's first.
+    forget : callable or None
+        Makes the system give up what it keeps of the data's files in memory; asks for the cold condition.
+    trials : {name: callable} or None
+        Each returns a context manager around a block of the compute condition.
     cores : float or None
         That may be used; None to ask the system.
 
@@ -138,33 +189,25 @@ def run_conditions(
     ------
     CoreclipError
         For a loader that yields nothing, or too few batches, or can't be started again; for a step that calls
-        ``recorder.step``; for arguments out of range.
+        ``recorder.step``; for arguments out of range, and a trial with a condition's name.
     """
-    _check_arguments(step, loader, steps, warmup, repeats)
-    bench = _Bench(step, loader, warmup, StageRecorder() if recorder is None else recorder, cores)
+    trials = {} if trials is None else dict(trials)
+    _check_arguments(step, loader, transfer, trials, steps, warmup, repeats)
+    bench = _Bench(
+        step, loader, transfer, forget, trials, warmup, StageRecorder() if recorder is None else recorder, cores
+    )
+    names = [REAL, REPLAY, COMPUTE, LOADER, *([COLD] if forget is not None else ()), *trials]
     per_block = -(-steps // repeats)
-    with Progress(repeats * 3 * per_block, "profiling", unit="steps") as progress, contextlib.closing(bench.feed):
-        if resident_batch is None:
-            resident_batch = bench.feed.first()
+    with (
+        Progress(repeats * len(names) * per_block, "profiling", unit="steps") as progress,
+        contextlib.closing(bench.feed),
+    ):
+        bench.keep_batches(resident_batch)
         for _ in range(repeats):
-            for name in (REAL, COMPUTE, LOADER):
-                bench.run_block(name, per_block, resident_batch)
+            for name in names:
+                bench.run_block(name, per_block)
                 progress.advance(per_block)
-    return bench.result()
-
-
-def count_items(batch: Any) -> int:
-    """Return the samples in a batch: the length of it, or of its ``images``, or of its first part; 1 where it has none."""
-    if hasattr(batch, "images"):
-        return count_items(batch.images)
-    if isinstance(batch, Mapping):
-        return count_items(next(iter(batch.values()))) if batch else 0
-    if isinstance(batch, (tuple, list)) and batch and hasattr(batch[0], "shape"):
-        return count_items(batch[0])
-    try:
-        return len(batch)
-    except TypeError:  # a number, a 0-d array, an object without a length
-        return 1
+    return bench.result(names)
 
 
 class _Feed:
@@ -175,11 +218,16 @@ class _Feed:
         self._iterator: Iterator[Any] | None = None
         self.taken = 0  # batches since the last start
 
-    def first(self) -> Any:
-        """Return the first batch and stop the loader."""
-        batch = self.next()
+    def first(self, n: int) -> list[Any]:
+        """Return the first ``n`` batches, or as many as an epoch has, and stop the loader."""
+        batches = [self.next()]
+        while len(batches) < n and self._iterator is not None:
+            batch = next(self._iterator, None)
+            if batch is None:
+                break
+            batches.append(batch)
         self.close()
-        return batch
+        return batches
 
     def next(self) -> Any:
         for _ in range(2):
@@ -211,6 +259,15 @@ class _Feed:
             )
 
 
+@dataclass(frozen=True)
+class _Window:
+    """What was seen in a part of a condition's measured steps."""
+
+    use: SystemUse
+    threads: dict[str, ThreadStage]
+    lock_milliseconds: float | None
+
+
 class _Bench:
     """Runs blocks and keeps which recorded step belongs to which."""
 
@@ -218,67 +275,106 @@ class _Bench:
         self,
         step: Callable[[Any], object],
         loader: Iterable[Any],
+        transfer: Callable[[Any], Any] | None,
+        forget: Callable[[], object] | None,
+        trials: Mapping[str, Callable[[], AbstractContextManager[object]]],
         warmup: int,
         recorder: StageRecorder,
         cores: float | None,
     ) -> None:
-        self._step, self._warmup, self._recorder, self._cores = step, warmup, recorder, cores
+        self._step, self._transfer, self._forget, self._trials = step, transfer, forget, trials
+        self._warmup, self._recorder, self._cores = warmup, recorder, cores
         self.feed = _Feed(loader, warmup, self._close_window)
+        self._kept: list[Any] = []
+        self._resident: Any = None
         self._start = recorder.n_steps
-        self._labels: list[
-            tuple[str, int, int]
-        ] = []  # of each recorded step: condition, block, call of the step function
+        # Of each recorded step: the condition (empty in the warm-up), the block, the call of the step function.
+        self._labels: list[tuple[str, int, int]] = []
         self._calls = self._block = 0
-        self._window: SystemWindow | None = None
-        self._uses: dict[str, list[SystemUse]] = {REAL: [], COMPUTE: [], LOADER: []}
+        self._open: tuple[SystemWindow, dict[str, ThreadStage], LockProbe] | None = None
+        self._windows: dict[str, list[_Window]] = {}
         self._condition = REAL
 
-    def run_block(self, name: str, steps: int, resident: Any) -> None:
+    def keep_batches(self, resident: Any) -> None:
+        """Take the batches that are computed on while the loader stands."""
+        self._kept = self.feed.first(_KEPT_BATCHES)
+        resident = self._kept[0] if resident is None else resident
+        self._resident = resident if self._transfer is None else self._transfer(resident)
+        self._n_resident = count_items(resident)
+
+    def run_block(self, name: str, steps: int) -> None:
         """Run the warm-up and then ``steps`` measured steps under a condition."""
         self._condition, self._block = name, self._block + 1
-        done = taken = 0
-        while done < steps:
-            if self._window is None and (taken if name == COMPUTE else self.feed.taken) >= self._warmup:
-                self._open_window()
-            batch = resident
-            if name != COMPUTE:
-                with self._recorder.stage("wait"):
-                    batch = self.feed.next()
-                taken = self.feed.taken - 1
-            if name != LOADER:
-                self._call_step(batch)
-            measured = taken >= self._warmup
-            self._end_step(count_items(batch), name if measured else "")
-            done, taken = done + measured, taken + 1
+        if name == COLD and self._forget is not None:
+            self._forget()
+        with self._trials[name]() if name in self._trials else contextlib.nullcontext():
+            if name in (REAL, COLD, LOADER):
+                self._run_fed(name, steps)
+            else:
+                self._run_unfed(name, steps)
         self._close_window()
         self.feed.close()
 
-    def result(self) -> ConditionRun:
+    def _run_fed(self, name: str, steps: int) -> None:
+        done = 0
+        while done < steps:
+            # The loader may end within a block; what follows is warm-up again.
+            if self._open is None and self.feed.taken >= self._warmup:
+                self._open_window()
+            with self._recorder.stage("wait"):
+                batch = self.feed.next()
+            measured = self.feed.taken > self._warmup
+            if name != LOADER:
+                self._call_step(batch)
+            self._end_step(count_items(batch), name if measured else "")
+            done += measured
+
+    def _run_unfed(self, name: str, steps: int) -> None:
+        for taken in range(self._warmup + steps):
+            if taken == self._warmup:
+                self._open_window()
+            n_items = self._n_resident
+            if name == REPLAY:
+                batch = self._kept[taken % len(self._kept)]
+                n_items = count_items(batch)
+                self._call_step(batch)
+            else:
+                self._call_step(self._resident, is_transferred=True)
+            self._end_step(n_items, name if taken >= self._warmup else "")
+
+    def result(self, names: list[str]) -> ConditionRun:
         """Sort the recorded steps by condition."""
         records = self._recorder.finish()
         records = records.take(records.number >= self._start)
         labels = [self._labels[number - self._start] for number in records.number]
-        names = np.array([name for name, _, _ in labels])
-        blocks = np.array([block for _, block, _ in labels])
-        calls = replace(records, number=np.array([call for _, _, call in labels], dtype=np.int64))
+        of = np.array([name for name, _, _ in labels])
+        block = np.array([block for _, block, _ in labels])
+        numbered = replace(records, number=np.array([call for _, _, call in labels], dtype=np.int64))
+        as_it_is = np.isin(of, (REAL, REPLAY, COMPUTE))
+        calls = numbered.take(as_it_is)
+        stalls = find_stalls(calls, waiting=LOADER_STAGES)
         conditions = {}
-        for name, uses in self._uses.items():
-            steps, of = records.take(names == name).step_milliseconds, blocks[names == name]
-            use = combine(uses)
+        for name in names:
+            steps, blocks = numbered.take(of == name), block[of == name]
+            if name != LOADER:
+                steps = without_stalls(steps, stalls)
+            times, windows = steps.step_milliseconds, self._windows[name]
+            use = combine([window.use for window in windows])
             conditions[name] = Condition(
                 name=name,
-                blocks=np.array([steps[of == block].mean() for block in np.unique(of)]),
+                blocks=np.array([times[blocks == number].mean() for number in np.unique(blocks)]),
                 cpu_milliseconds=(use.cpu_seconds + use.child_cpu_seconds) * 1e3 / len(steps),
+                threads=_per_step([window.threads for window in windows], len(steps)),
+                lock_milliseconds=_mean([window.lock_milliseconds for window in windows]),
+                use=use,
             )
-        return ConditionRun(
-            conditions=conditions,
-            records=calls.take(names == REAL),
-            calls=calls.take((names == REAL) | (names == COMPUTE)),
-            system=combine(self._uses[REAL]),
-        )
+        return ConditionRun(conditions=conditions, records=numbered.take(of == REAL), calls=calls, stalls=stalls)
 
-    def _call_step(self, batch: Any) -> None:
+    def _call_step(self, batch: Any, *, is_transferred: bool = False) -> None:
         before = self._recorder.n_steps
+        if self._transfer is not None and not is_transferred:
+            with self._recorder.stage("transfer"):
+                batch = self._transfer(batch)
         with self._recorder.stage("step"):
             self._step(batch)
         self._calls += 1
@@ -292,18 +388,44 @@ class _Bench:
         self._labels.append((label, self._block, self._calls - 1))
 
     def _open_window(self) -> None:
-        self._window = SystemWindow(self._cores).start()
+        elsewhere, probe = self._recorder.elsewhere, LockProbe().start()
+        self._open = SystemWindow(self._cores).start(), elsewhere, probe
         self._end_step(0, "")  # so that reading the system is in no measured step
 
     def _close_window(self) -> None:
-        if self._window is not None:
-            self._uses[self._condition].append(self._window.stop())
-            self._window = None
+        if self._open is not None:
+            window, elsewhere, probe = self._open
+            use = window.stop()
+            seen = _Window(use, difference(self._recorder.elsewhere, elsewhere), probe.stop())
+            self._windows.setdefault(self._condition, []).append(seen)
+            self._open = None
 
 
-def _check_arguments(step: object, loader: object, steps: int, warmup: int, repeats: int) -> None:
+def _per_step(parts: list[dict[str, ThreadStage]], steps: int) -> dict[str, ThreadStage]:
+    sums: dict[str, ThreadStage] = {}
+    for part in parts:
+        for name, stage in part.items():
+            sums[name] = stage.plus(sums.get(name))
+    return {
+        name: ThreadStage(stage.milliseconds / steps, stage.cpu_milliseconds / steps, stage.calls)
+        for name, stage in sums.items()
+    }
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _check_arguments(
+    step: object, loader: object, transfer: object, trials: Mapping[str, object], steps: int, warmup: int, repeats: int
+) -> None:
     if not callable(step):
         raise CoreclipError(f"step is a {type(step).__name__}, not callable: it must do a training step with a batch")
+    if transfer is not None and not callable(transfer):
+        raise CoreclipError(
+            f"transfer is a {type(transfer).__name__}, not callable: it must bring a batch to the step; or leave it out"
+        )
     if not hasattr(loader, "__iter__"):
         raise CoreclipError(f"loader is a {type(loader).__name__}, not iterable: it must yield batches")
     if hasattr(loader, "__next__"):
@@ -311,6 +433,9 @@ def _check_arguments(step: object, loader: object, steps: int, warmup: int, repe
             "the loader is an iterator, which can't be started again: profiling iterates it several times; "
             "pass the iterable it came from"
         )
+    taken = [name for name in trials if name in (REAL, COMPUTE, LOADER, REPLAY, COLD, "")]
+    if taken:
+        raise CoreclipError(f"a trial named {taken[0]!r} is not allowed: a condition has that name; name it otherwise")
     for name, value, least in (("steps", steps, 4), ("warmup", warmup, 1), ("repeats", repeats, 2)):
         if value < least:
             raise CoreclipError(f"{name} = {value} is not allowed: at least {least}; raise it")

@@ -1,38 +1,31 @@
 """From measurements to a verdict: what holds the run up, with the figures that say so, and what each remedy would bring.
 
 :func:`diagnose` measures a step function and its loader; :func:`diagnose_records` judges measurements that are there, e.g.
-a recorder that watched a training run, and is a pure function of them. A verdict names the largest loss above 10 % of a
-step; growth comes first, because by the end of a run it is the largest. Left out: causal probes, rooflines, GPU counters.
+a recorder that watched a training run, and is a pure function of them.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from coreclip.errors import CoreclipError
-from coreclip.profiling.conditions import COMPUTE, LOADER, REAL, Condition, interval, resample, run_conditions
+from coreclip.profiling.conditions import COMPUTE, LOADER, LOADER_STAGES, REAL, Condition, run_conditions
+from coreclip.profiling.findings import VERDICTS, Finding, cold_line, find, verdict, with_interval
 from coreclip.profiling.growth import Growth, find_growth
-from coreclip.profiling.recorder import OTHER, StageRecorder, StepRecords
-from coreclip.profiling.remedies import Remedy, Situation, propose
+from coreclip.profiling.readbacks import ReadBack, find_read_backs
+from coreclip.profiling.recorder import StageRecorder, StepRecords
+from coreclip.profiling.remedies import Remedy, propose
+from coreclip.profiling.situation import Situation, assess
+from coreclip.profiling.stalls import Stalls, find_stalls
 from coreclip.profiling.system import SystemUse, available_cores
+from coreclip.profiling.threadpools import thread_trial
 
-VERDICTS: dict[str, str] = {
-    "data-bound": "the step waits for batches",
-    "contention": "the loader's threads take the cores from the step",
-    "transfer-bound": "copying batches to the device holds the step up",
-    "compute-bound": "the model's own computing takes the step; the loader keeps up",
-    "metric-or-logging": "metrics or logging hold the step up",
-    "growing-cost": "a stage costs more with every call",
-    "balanced": "nothing alone holds the step up",
-}
-_LOSS = 0.10  # of a step: a loss this large gets the verdict
-_SURE_LOSS = 0.03  # which the lower end of contention's interval must reach
-_SATURATED = 0.85  # of the cores busy
-_SLACK = 0.85  # a loader alone that takes this much of a compute step has no slack left
 _LEAST_STEPS = 4
-_MOST_BLOCKS = 8
+_READ_BACK_STEPS = 5
+_SHOWN_STEPS = 6
+_NOTED_WAIT = 0.01
 _SETTING_ATTRIBUTES = ("workers", "image_size", "batch_size", "resident")
 
 
@@ -44,6 +37,10 @@ class Diagnosis:
     ----------
     verdict : str
         One of :data:`VERDICTS`.
+    cause : str
+        What the verdict is about, e.g. a stage; empty where that is not known.
+    findings : list of Finding
+        All that was found to take time, the largest loss first.
     evidence : list of str
         Sentences with the figures.
     stages : dict
@@ -53,14 +50,25 @@ class Diagnosis:
     steps_per_second, samples_per_second : float
         Of the run as it is.
     conditions : dict
-        ``{"real", "compute", "loader": Condition}``; only ``"real"`` where no differential runs were made.
+        ``{"real", "compute", "replay", "loader": Condition}`` and those that were asked for; only ``"real"`` where no
+        differential runs were made.
     loader_cap : float or None
         T_real / T_compute: what no fix of the loader can exceed; None without differential runs.
     growth : Growth or None
+    stalls : Stalls or None
+    read_backs : list of ReadBack
     system : SystemUse or None
+    gauges : dict
+        ``{gauge: {"mean", "p5", "p50", "p95"}}`` of the levels noted in the real loop's steps.
+    timeline : list
+        The newest steps of the real loop, each a list of (stage, begin, end), milliseconds.
+    steps : dict
+        ``{"number": [...], "milliseconds": [...], "wait": [...]}`` of the real loop's measured steps.
     """
 
     verdict: str
+    cause: str
+    findings: list[Finding]
     evidence: list[str]
     stages: dict[str, dict[str, float]]
     remedies: list[Remedy]
@@ -69,13 +77,20 @@ class Diagnosis:
     conditions: dict[str, Condition]
     loader_cap: float | None
     growth: Growth | None
+    stalls: Stalls | None
+    read_backs: list[ReadBack]
     system: SystemUse | None
+    gauges: dict[str, dict[str, float]] = field(default_factory=dict)
+    timeline: list[list[tuple[str, float, float]]] = field(default_factory=list)
+    steps: dict[str, list[float]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON types."""
         return {
             "verdict": self.verdict,
+            "cause": self.cause,
             "summary": VERDICTS[self.verdict],
+            "findings": [finding.to_dict() for finding in self.findings],
             "evidence": self.evidence,
             "stages": self.stages,
             "remedies": [remedy.to_dict() for remedy in self.remedies],
@@ -84,7 +99,12 @@ class Diagnosis:
             "conditions": {name: condition.to_dict() for name, condition in self.conditions.items()},
             "loader_cap": self.loader_cap,
             "growth": None if self.growth is None else self.growth.to_dict(),
+            "stalls": None if self.stalls is None else self.stalls.to_dict(),
+            "read_backs": [read.to_dict() for read in self.read_backs],
             "system": None if self.system is None else self.system.to_dict(),
+            "gauges": self.gauges,
+            "timeline": [[list(piece) for piece in step] for step in self.timeline],
+            "steps": self.steps,
         }
 
 
@@ -92,39 +112,46 @@ def diagnose(
     step: Callable[[Any], object],
     loader: Iterable[Any],
     *,
+    transfer: Callable[[Any], Any] | None = None,
     steps: int = 60,
     warmup: int = 8,
     repeats: int = 5,
     recorder: StageRecorder | None = None,
     resident_batch: Any = None,
+    forget: Callable[[], object] | None = None,
     cores: float | None = None,
     setting: Mapping[str, Any] | None = None,
-    total_steps: int | None = None,
+    total_steps: int | Callable[[float], int] | None = None,
     seed: int = 0,
 ) -> Diagnosis:
     """Measure a training step and its loader, and say what holds them up.
 
-    About ``3 * (steps + repeats * warmup)`` steps' worth of work: the real loop, the step on one resident batch, and the
-    loader alone, in turn.
+    About ``4 * (steps + repeats * warmup)`` steps' worth of work: the real loop, the step on kept batches and on one
+    resident batch, and the loader alone, in turn; then a few steps whose reads of tensors are watched.
 
     Parameters
     ----------
     step : callable
-        Does a whole training step with a batch; it may open stages of ``recorder``.
+        Does a whole training step with a batch, or with what ``transfer`` makes of it; it may open stages of ``recorder``.
     loader : iterable
         Yields batches anew at each ``iter()``; more than ``warmup`` of them.
+    transfer : callable or None
+        Brings a batch to where the step wants it, where the step does not do that itself.
     steps, warmup, repeats : int
         See :func:`coreclip.profiling.run_conditions`.
     recorder : StageRecorder or None
+        The one whose stages the step, and the loader's threads, open.
     resident_batch : batch or None
         What the step computes on when the loader is stopped; None for the loader's first batch.
+    forget : callable or None
+        Makes the system give up what it keeps of the data's files in memory: then the loop is also measured cold.
     cores : float or None
         That may be used; None to ask the system.
     setting : mapping or None
         What remedies depend on: ``workers``, ``image_size``, ``precision``, ``resident``, ``device``; the loader's
         attributes of these names are used where it is silent.
-    total_steps : int or None
-        Length of the whole run, for the projection of growing costs.
+    total_steps : int, callable or None
+        Length of the whole run, for the projection of growing costs; or a function of a step's milliseconds that gives it.
     seed : int
         Of the bootstrap.
 
@@ -141,25 +168,33 @@ def diagnose(
     True
     """
     cores = available_cores() if cores is None else cores
+    recorder = StageRecorder() if recorder is None else recorder
     run = run_conditions(
         step,
         loader,
+        transfer=transfer,
         steps=steps,
         warmup=warmup,
         repeats=repeats,
         recorder=recorder,
         resident_batch=resident_batch,
+        forget=forget,
+        trials=thread_trial(cores),
         cores=cores,
     )
     known = {name: getattr(loader, name) for name in _SETTING_ATTRIBUTES if hasattr(loader, name)}
+    read_backs, timeline = _look_closely(step, loader, transfer, recorder)
     return diagnose_records(
         run.records,
         conditions=run.conditions,
         calls=run.calls,
+        stalls=run.stalls,
+        read_backs=read_backs,
+        timeline=timeline,
         system=run.system,
         cores=cores,
         setting={**known, **(setting or {})},
-        total_steps=total_steps,
+        total_steps=total_steps(run.conditions[REAL].milliseconds) if callable(total_steps) else total_steps,
         seed=seed,
     )
 
@@ -169,6 +204,9 @@ def diagnose_records(
     *,
     conditions: Mapping[str, Condition] | None = None,
     calls: StepRecords | None = None,
+    stalls: Stalls | None = None,
+    read_backs: Sequence[ReadBack] = (),
+    timeline: Sequence[list[tuple[str, float, float]]] = (),
     system: SystemUse | None = None,
     cores: float | None = None,
     setting: Mapping[str, Any] | None = None,
@@ -185,6 +223,12 @@ def diagnose_records(
         Differential runs, with equally many blocks each; ``records`` then holds the real condition's blocks in order.
     calls : StepRecords or None
         All measured calls of the step, where they are more than ``records``: growth is sought in them.
+    stalls : Stalls or None
+        What the conditions' blocks are without; without conditions they are sought in ``records``.
+    read_backs : sequence of ReadBack
+        See :func:`coreclip.profiling.readbacks.find_read_backs`.
+    timeline : sequence
+        Steps to show, of :attr:`StageRecorder.timeline`.
     system : SystemUse or None
         Over ``records``.
     cores, setting, total_steps, seed
@@ -198,32 +242,84 @@ def diagnose_records(
     _check_measurements(records, conditions)
     if cores is None:
         cores = available_cores() if system is None else system.cores
-    blocks = _blocks(records, conditions)
-    draws = _derive(resample(blocks, seed=seed))
+    if conditions is None:
+        stalls = find_stalls(records, waiting=LOADER_STAGES)
     growth = find_growth(records if calls is None else calls, total_steps=total_steps)
-    situation = Situation(
-        draws=draws,
-        cores=cores,
-        cpu_floor=_cpu_floor(conditions, cores),
-        loader_cores=_loader_cores(conditions),
-        setting=setting or {},
+    situation = assess(
+        records,
+        conditions=conditions or {},
         growth=growth,
+        stalls=stalls,
+        use=system,
+        cores=cores,
+        setting=setting or {},
         total_steps=total_steps,
+        read_backs=read_backs,
+        seed=seed,
     )
-    real = float(np.median(blocks["real"]))
-    measured = dict(conditions) if conditions else {REAL: Condition(name=REAL, blocks=blocks["real"])}
+    findings = find(situation)
+    name, cause = verdict(situation, findings)
+    real = float(np.median(situation.draws["real"])) + (0.0 if stalls is None else stalls.milliseconds_per_step)
+    blocks = np.array([part.mean() for part in np.array_split(records.step_milliseconds, min(len(records), 8))])
     return Diagnosis(
-        verdict=_verdict(situation, system, known_compute=conditions is not None),
-        evidence=_evidence(records, situation, conditions, system),
+        verdict=name,
+        cause=cause,
+        findings=findings,
+        evidence=_evidence(records, situation, findings),
         stages=records.summary(),
         remedies=propose(situation),
         steps_per_second=1e3 / max(real, 1e-9),
         samples_per_second=float(records.items.mean()) * 1e3 / max(real, 1e-9),
-        conditions=measured,
-        loader_cap=float(np.median(draws["real"] / draws["compute"])) if conditions else None,
+        conditions=dict(conditions) if conditions else {REAL: Condition(name=REAL, blocks=blocks)},
+        loader_cap=float(np.median(situation.draws["real"] / situation.draws["compute"])) if conditions else None,
         growth=growth,
+        stalls=stalls,
+        read_backs=list(read_backs),
         system=system,
+        gauges={gauge: _levels(levels) for gauge, levels in records.gauges.items()},
+        timeline=list(timeline),
+        steps={
+            "number": records.number.tolist(),
+            "milliseconds": records.step_milliseconds.tolist(),
+            "wait": records.column(*LOADER_STAGES).tolist(),
+        },
     )
+
+
+def _look_closely(
+    step: Callable[[Any], object],
+    loader: Iterable[Any],
+    transfer: Callable[[Any], Any] | None,
+    recorder: StageRecorder,
+) -> tuple[list[ReadBack], list[list[tuple[str, float, float]]]]:
+    """Run a few more steps of the real loop for the lines that read tensors back, and a few for the time line."""
+
+    def run(steps: int) -> int:
+        done = 0
+        iterator = recorder.loop(loader)
+        for batch in iterator:
+            if transfer is not None:
+                with recorder.stage("transfer"):
+                    batch = transfer(batch)
+            with recorder.stage("step"):
+                step(batch)
+            done += 1
+            if done == steps:
+                break
+        iterator.close()
+        return done
+
+    run(_SHOWN_STEPS + 2)  # the first ones fill the queue and end in the step that is cut off
+    timeline = recorder.timeline[-_SHOWN_STEPS:]
+    return find_read_backs(lambda: run(_READ_BACK_STEPS), recorder=recorder), timeline
+
+
+def _levels(levels: np.ndarray) -> dict[str, float]:
+    known = levels[~np.isnan(levels)]
+    if not len(known):
+        return {}
+    p5, p50, p95 = np.percentile(known, (5, 50, 95)).tolist()
+    return {"mean": float(known.mean()), "p5": p5, "p50": p50, "p95": p95}
 
 
 def _check_measurements(records: StepRecords, conditions: Mapping[str, Condition] | None) -> None:
@@ -245,120 +341,30 @@ def _check_measurements(records: StepRecords, conditions: Mapping[str, Condition
         )
 
 
-def _blocks(records: StepRecords, conditions: Mapping[str, Condition] | None) -> dict[str, np.ndarray]:
-    """Return mean milliseconds per step of each cost in each block."""
-    n = len(conditions[REAL].blocks) if conditions else min(len(records), _MOST_BLOCKS)
-    costs = {
-        "wait": records.column("wait"),
-        "transfer": records.column("transfer"),
-        "side": records.column("metrics", "logging"),
-        "matmul": records.column("forward", "backward", "step"),
-        "real": records.step_milliseconds,
-    }
-    blocks = {name: np.array([part.mean() for part in np.array_split(times, n)]) for name, times in costs.items()}
-    if conditions:
-        blocks |= {name: conditions[name].blocks for name in (REAL, COMPUTE, LOADER)}
-    return blocks
-
-
-def _derive(draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Add what the loader's threads slow the step by; without differential runs none of it is known."""
-    busy = draws["real"] - draws["wait"]
-    compute = np.maximum(draws.get("compute", busy), 1e-6)
-    return {**draws, "compute": compute, "slowed": np.maximum(busy - compute, 0.0)}
-
-
-def _cpu_floor(conditions: Mapping[str, Condition] | None, cores: float) -> float:
-    """Return the least milliseconds in which the cores can do a step and load its batch."""
-    if not conditions:
-        return 0.0
-    return sum(conditions[name].cpu_milliseconds or 0.0 for name in (COMPUTE, LOADER)) / cores
-
-
-def _loader_cores(conditions: Mapping[str, Condition] | None) -> float | None:
-    loader = conditions[LOADER] if conditions else None
-    if loader is None or loader.cpu_milliseconds is None:
-        return None
-    return loader.cpu_milliseconds / max(loader.milliseconds, 1e-9)
-
-
-def _starved(system: SystemUse | None) -> float:
-    """Return the part of the time in which the loop's thread had no core because of the process's own threads or limit.
-
-    Waiting for a core is blamed on the process's other threads and on other processes by the CPU time each of them took.
-    """
-    if system is None:
-        return 0.0
-    own = max(0.0, system.busy_cores - system.caller_cpu_seconds / max(system.seconds, 1e-9))
-    blame = own / max(own + (system.other_cores or 0.0), 1e-9)
-    return max(system.caller_run_queue_seconds * blame, system.throttled_seconds or 0.0) / max(system.seconds, 1e-9)
-
-
-def _verdict(s: Situation, system: SystemUse | None, *, known_compute: bool) -> str:
-    if s.growth is not None:
-        return "growing-cost"
-    sure = interval(s.draws["slowed"] / np.maximum(s.draws["real"], 1e-9))[0] >= _SURE_LOSS
-    contention = s.share("slowed") * sure if known_compute else _starved(system)
-    losses = {
-        "data-bound": s.share("wait"),
-        "contention": contention,
-        "transfer-bound": s.share("transfer"),
-        "metric-or-logging": s.share("side"),
-    }
-    worst = max(losses, key=losses.__getitem__)
-    if losses[worst] >= _LOSS:
-        saturated = _starved(system) >= _LOSS or (system is not None and system.saturation >= _SATURATED)
-        loader_could = s.share("loader") < 0.9 * s.share("compute") if "loader" in s.draws else False
-        starved_loader = worst == "data-bound" and saturated and loader_could
-        return "contention" if starved_loader else worst
-    no_slack = s.share("loader") >= _SLACK * s.share("compute") if "loader" in s.draws else False
-    return "balanced" if no_slack or sum(losses.values()) >= _LOSS else "compute-bound"
-
-
-def _evidence(
-    records: StepRecords, s: Situation, conditions: Mapping[str, Condition] | None, system: SystemUse | None
-) -> list[str]:
-    lines = [f"a step takes {_with_interval(s.draws['real'])} ms"]
-    if conditions:
+def _evidence(records: StepRecords, s: Situation, findings: Sequence[Finding]) -> list[str]:
+    lines = [f"a step takes {with_interval(s.draws['real'])} ms"]
+    if s.conditions:
         cap = s.draws["real"] / s.draws["compute"]
         lines += [
-            f"with the loader stopped and one resident batch it takes {_with_interval(s.draws['compute'])} ms, "
-            f"so no fix of the loader can bring more than {_with_interval(cap, 2)} x",
-            f"the loader alone makes a batch in {_with_interval(s.draws['loader'])} ms",
+            f"with the loader stopped and one resident batch it takes {with_interval(s.draws['compute'])} ms, "
+            f"so no fix of the loader can bring more than {with_interval(cap, 2)} x",
+            f"the loader alone makes a batch in {with_interval(s.draws['loader'])} ms",
         ]
-        if s.share("slowed") >= _SURE_LOSS:
-            lines.append(f"the step itself is {_with_interval(s.draws['slowed'])} ms slower while the loader runs")
+        cold = cold_line(s)
+        if cold is not None:
+            lines.append(cold)
         if s.cpu_floor:
             lines.append(f"step and loader need {s.cpu_floor:.1f} ms of {s.cores:g} cores")
-    for cost, stage, text in (
-        ("wait", ("wait",), "waiting for a batch"),
-        ("transfer", ("transfer",), "copying to the device"),
-        ("side", ("metrics", "logging"), "metrics and logging"),
-    ):
-        if s.share(cost) >= 0.01:
-            p95 = float(np.percentile(records.column(*stage), 95))
-            lines.append(
-                f"{text}: {_with_interval(s.draws[cost])} ms a step, {s.share(cost):.0%} of it (p95 {p95:.1f} ms)"
-            )
-    if s.growth is not None:
-        lines.append(_growth_line(s.growth, s.total_steps))
-    return lines + _system_lines(system)
-
-
-def _with_interval(draws: np.ndarray, digits: int = 1) -> str:
-    low, high = interval(draws)
-    return f"{np.median(draws):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-
-
-def _growth_line(growth: Growth, total_steps: int | None) -> str:
-    stage = "time outside any stage" if growth.stage == OTHER else f"stage {growth.stage!r}"
-    line = (
-        f"{stage} grows by {growth.milliseconds_per_call:.3g} ms with every call ({growth.low:.3g} to {growth.high:.3g}), "
-        f"from {growth.at(growth.first_call):.1f} to {growth.at(growth.last_call):.1f} ms in the calls measured"
-    )
-    if total_steps:
-        line += f"; at the run's end, after {total_steps:,} steps, it would take {growth.at(total_steps):.1f} ms"
-    return line
+    lines += [finding.evidence for finding in findings]
+    waits = records.column(*LOADER_STAGES)
+    if s.share("wait") >= _NOTED_WAIT:
+        p50, p95, most = *np.percentile(waits, (50, 95)).tolist(), float(waits.max())
+        lines.append(f"a batch is waited for {p50:.1f} ms in half of the steps, {p95:.1f} ms in one of 20, {most:.1f} ms at most")
+    for gauge, levels in records.gauges.items():
+        figures = _levels(levels)
+        if figures:
+            lines.append(f"{gauge}: {figures['mean']:.1f} on average, {figures['p5']:g} to {figures['p95']:g} in 9 of 10 steps")
+    return lines + _system_lines(s.use)
 
 
 def _system_lines(system: SystemUse | None) -> list[str]:

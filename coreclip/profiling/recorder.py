@@ -3,16 +3,18 @@
 The time line of the loop is cut at every start and end of a stage, and each piece is charged to the innermost open stage
 (what belongs to none is ``"other"``). So nested and repeated stages need no special case, and the stages of a step add up
 to the step. On CUDA the same cuts are made by events in the stream: the pieces then tell where the device's time went,
-the device's idling in ``"wait"`` included, and are read only once they have happened, without blocking.
-
-Left out: stages of other threads (the loader is measured from outside, see ``conditions``).
+the device's idling in ``"wait"`` included, and are read only once they have happened, without blocking. Stages of other
+threads, a loader's say, are added up beside the steps.
 """
 
+import functools
 import sys
+import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from threading import get_ident
 from time import perf_counter_ns, thread_time_ns
@@ -21,8 +23,11 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from coreclip.errors import CoreclipError
+from coreclip.profiling.elsewhere import Elsewhere, ThreadStage
 
 OTHER = "other"
+_STEP_END = -1
+_SHOWN_CUTS = 4096  # of the time line, for a picture of the newest steps
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -46,6 +51,8 @@ class StepRecords:
         Samples in each step.
     number : int64 (steps,)
         Which call each step was, counted from 0 over the whole run.
+    gauges : {str: float64 (steps,)}
+        Levels that were noted in each step, e.g. the batches that stood ready; NaN where none was.
     """
 
     stages: tuple[str, ...]
@@ -54,6 +61,7 @@ class StepRecords:
     device_milliseconds: np.ndarray | None
     items: np.ndarray
     number: np.ndarray
+    gauges: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.number)
@@ -84,6 +92,7 @@ class StepRecords:
             device_milliseconds=device,
             items=self.items[which],
             number=self.number[which],
+            gauges={name: levels[which] for name, levels in self.gauges.items()},
         )
 
     def skip(self, warmup: int) -> "StepRecords":
@@ -128,9 +137,17 @@ class StageRecorder:
     keep_steps : int
         At least this many of the newest steps are kept (at most twice as many).
 
+    Attributes
+    ----------
+    delays : {str: float}
+        Seconds by which the end of a stage is put off each time, in whatever thread: what a causal probe turns up and down.
+    around : callable or None
+        Given a stage's name returns a context that the stage is opened in too, e.g. another profiler's annotation.
+
     Notes
     -----
-    One recorder belongs to the one thread that uses it first. The clock starts at the first stage.
+    The loop's thread is the one that makes the recorder; what other threads spend in stages is in :attr:`elsewhere`. The
+    clock starts at the first stage.
 
     Examples
     --------
@@ -146,34 +163,50 @@ class StageRecorder:
     def __init__(self, *, cuda: bool | None = None, keep_steps: int = 1 << 16) -> None:
         if keep_steps < 1:
             raise CoreclipError(f"keep_steps = {keep_steps} is not allowed: at least 1 step is kept; leave it out")
+        self.delays: dict[str, float] = {}
+        self.around: Callable[[str], AbstractContextManager[object]] | None = None
         self._keep = keep_steps
-        self._slots = {OTHER: 0}
+        self._slots, self._names = {OTHER: 0}, [OTHER]
         self._stage_of: dict[str, _Stage] = {}
         self._wall, self._cpu = [0], [0]
         self._rows_wall, self._rows_cpu, self._items = [array("q")], [array("q")], array("q")
+        self._levels: dict[str, float] = {}  # of the step under way
+        self._rows_levels: dict[str, array[float]] = {}
         self._dropped = 0  # steps that were recorded once and are no longer kept
-        self._thread = 0
+        self._thread = get_ident()
+        self._elsewhere = Elsewhere()
         self._running, self._stack = 0, list[int]()
         self._since = self._cpu_since = 0
+        self._cuts: deque[tuple[int, int]] = deque(maxlen=_SHOWN_CUTS)  # since when each slot ran
         self._device = _DeviceLine() if _want_cuda(cuda) else None
 
-    def stage(self, name: str) -> "_Stage":
+    def stage(self, name: str) -> AbstractContextManager[object]:
         """Return a context manager that charges its block to ``name``."""
         stage = self._stage_of.get(name)
-        return stage if stage is not None else self._new_stage(name)
+        if stage is None:
+            stage = self._new_stage(name)
+        return stage if self.around is None else _within(self.around(name), stage)
 
-    def iterate(self, name: str, iterable: Iterable[T]) -> Iterator[T]:
+    def iterate(self, name: str, iterable: Iterable[T]) -> Generator[T]:
         """Yield from ``iterable``, charging what each item takes to come (and the start) to ``name``."""
-        stage = self.stage(name)
-        with stage:
+        with self.stage(name):
             iterator = iter(iterable)
         while True:
-            with stage:
+            with self.stage(name):
                 try:
                     item = next(iterator)
                 except StopIteration:
                     return
             yield item
+
+    def loop(self, loader: Iterable[T]) -> Generator[T]:
+        """Yield a training loop's batches: each is waited for in stage ``"wait"``, and ends a step when it has been worked on.
+
+        The samples of a step are those of its batch, see :func:`count_items`.
+        """
+        for batch in self.iterate("wait", loader):
+            yield batch
+            self.step(count_items(batch))
 
     def watch(self, name: str, target: Any) -> Any:
         """Return ``target`` with its calls, or else its iterations, charged to ``name``.
@@ -191,10 +224,14 @@ class StageRecorder:
         if callable(target):
             return self._watch_callable(name, target)
         if hasattr(target, "__iter__"):
-            return _WatchedIterable(self, name, target)
+            return WatchedIterable(target, lambda iterable: self.iterate(name, iterable))
         raise CoreclipError(
             f"a {type(target).__name__} can't be watched as {name!r}: it must be callable or iterable; wrap it in a function"
         )
+
+    def gauge(self, name: str, level: float) -> None:
+        """Note a level for the step under way, e.g. how many batches stand ready; the last one counts."""
+        self._levels[name] = level
 
     def step(self, n_items: int = 1) -> None:
         """End the step: all time since the last one belongs to it.
@@ -203,12 +240,28 @@ class StageRecorder:
         ----------
         n_items : int
             Samples that the step worked on.
+
+        Raises
+        ------
+        CoreclipError
+            In another thread than the loop's.
         """
+        if get_ident() != self._thread:
+            raise CoreclipError(
+                "a StageRecorder's steps were ended from two threads: a loop is recorded in the thread that made its recorder; make "
+                "one for each loop"
+            )
         self._switch(self._running)
+        self._cuts.append((self._since, _STEP_END))
+        self._cuts.append((self._since, self._running))
         for rows, times in ((self._rows_wall, self._wall), (self._rows_cpu, self._cpu)):
             for slot, nanoseconds in enumerate(times):
                 rows[slot].append(nanoseconds)
                 times[slot] = 0
+        for name in self._levels.keys() - self._rows_levels.keys():
+            self._rows_levels[name] = array("d", [np.nan] * len(self._items))
+        for name, levels in self._rows_levels.items():
+            levels.append(self._levels.pop(name, np.nan))
         self._items.append(n_items)
         if self._device is not None:
             self._device.step()
@@ -221,18 +274,43 @@ class StageRecorder:
         return self._dropped + len(self._items)
 
     @property
+    def running(self) -> str:
+        """The stage that the loop's thread is in."""
+        return self._names[self._running]
+
+    @property
+    def elsewhere(self) -> dict[str, ThreadStage]:
+        """What other threads than the loop's have spent in each stage so far."""
+        return self._elsewhere.totals()
+
+    @property
+    def timeline(self) -> list[list[tuple[str, float, float]]]:
+        """The newest steps, each a list of (stage, begin, end), milliseconds since the step's begin; the host's clock."""
+        steps: list[list[tuple[str, float, float]]] = []
+        pieces: list[tuple[str, float, float]] | None = None  # of a step whose begin is known
+        origin = 0
+        for (since, slot), (until, _) in pairwise(self._cuts):
+            if slot == _STEP_END:
+                if pieces:
+                    steps.append(pieces)
+                pieces, origin = [], since
+            elif pieces is not None and until > since:
+                pieces.append((self._names[slot], (since - origin) / 1e6, (until - origin) / 1e6))
+        return steps
+
+    @property
     def records(self) -> StepRecords:
         """What is recorded so far; does not wait for the device (see :meth:`finish`)."""
         slots = [*range(1, len(self._wall)), 0]
-        names = list(self._slots)
         steps = len(self._items)
         return StepRecords(
-            stages=tuple(names[slot] for slot in slots),
+            stages=tuple(self._names[slot] for slot in slots),
             milliseconds=np.stack([np.array(self._rows_wall[slot], dtype=np.int64) for slot in slots], axis=1) / 1e6,
             cpu_milliseconds=np.stack([np.array(self._rows_cpu[slot], dtype=np.int64) for slot in slots], axis=1) / 1e6,
             device_milliseconds=None if self._device is None else self._device.rows(steps, slots),
             items=np.array(self._items, dtype=np.int64),
             number=np.arange(steps, dtype=np.int64) + self._dropped,
+            gauges={name: np.array(levels) for name, levels in self._rows_levels.items()},
         )
 
     def finish(self) -> StepRecords:
@@ -244,83 +322,108 @@ class StageRecorder:
     def _new_stage(self, name: str) -> "_Stage":
         if not isinstance(name, str) or not name:
             raise CoreclipError(f"stage name {name!r} is not allowed: a non-empty text; e.g. 'forward'")
+        return self._stage_of.setdefault(name, _Stage(self, name))
+
+    def _slot(self, name: str) -> int:
+        """Return where the loop's thread keeps a stage; only it asks, so that another's stages make no column."""
         slot = self._slots.setdefault(name, len(self._slots))
         if slot == len(self._wall):
-            steps = len(self._items)
+            self._names.append(name)
             for times, rows in ((self._wall, self._rows_wall), (self._cpu, self._rows_cpu)):
                 times.append(0)
-                rows.append(array("q", bytes(8 * steps)))
-        return self._stage_of.setdefault(name, _Stage(self, slot))
+                rows.append(array("q", bytes(8 * len(self._items))))
+        return slot
 
     def _switch(self, slot: int) -> None:
         """Charge the time since the last switch to the running stage and let ``slot`` run."""
         now, cpu = perf_counter_ns(), thread_time_ns()
-        if self._thread != get_ident():
-            self._adopt(now, cpu)
-        running = self._running
-        self._wall[running] += now - self._since
-        self._cpu[running] += cpu - self._cpu_since
+        if self._since:
+            self._wall[self._running] += now - self._since
+            self._cpu[self._running] += cpu - self._cpu_since
         self._since, self._cpu_since, self._running = now, cpu, slot
+        self._cuts.append((now, slot))
         if self._device is not None:
             self._device.cut(slot)
 
-    def _adopt(self, now: int, cpu: int) -> None:
-        if self._thread:
-            raise CoreclipError(
-                "a StageRecorder was used from two threads: it records the thread that used it first; make one for each"
-            )
-        self._thread, self._since, self._cpu_since = get_ident(), now, cpu
-
     def _drop(self, n: int) -> None:
-        for rows in (*self._rows_wall, *self._rows_cpu, self._items):
+        for rows in (*self._rows_wall, *self._rows_cpu, *self._rows_levels.values(), self._items):
             del rows[:n]
         self._dropped += n
         if self._device is not None:
             self._device.drop(n)
 
     def _watch_callable(self, name: str, function: Callable[P, T]) -> Callable[P, T]:
-        stage = self.stage(name)
-
+        @functools.wraps(function, updated=())  # a model's own attributes stay its own
         def watched(*args: P.args, **kwargs: P.kwargs) -> T:
-            with stage:
+            with self.stage(name):
                 return function(*args, **kwargs)
 
         return watched
 
 
 class _Stage:
-    """A recorder's stage; may be entered again while it is open."""
+    """A recorder's stage; may be entered again while it is open, and from any thread."""
 
-    __slots__ = ("_recorder", "_slot")
+    __slots__ = ("_name", "_recorder", "_slot")
 
-    def __init__(self, recorder: StageRecorder, slot: int) -> None:
-        self._recorder, self._slot = recorder, slot
+    def __init__(self, recorder: StageRecorder, name: str) -> None:
+        self._recorder, self._name, self._slot = recorder, name, 0
 
     def __enter__(self) -> None:
         recorder = self._recorder
+        if get_ident() != recorder._thread:
+            recorder._elsewhere.enter(self._name)
+            return
+        if not self._slot:
+            self._slot = recorder._slot(self._name)
         outer = recorder._running
         recorder._switch(self._slot)
         recorder._stack.append(outer)
 
     def __exit__(self, *error: object) -> None:
         recorder = self._recorder
+        if recorder.delays and (seconds := recorder.delays.get(self._name)):
+            time.sleep(seconds)
+        if get_ident() != recorder._thread:
+            recorder._elsewhere.leave()
+            return
         recorder._switch(recorder._stack.pop())
 
 
-class _WatchedIterable:
-    """An iterable whose iterations are recorded; everything else is the original's."""
+@contextmanager
+def _within(outer: AbstractContextManager[object], stage: _Stage) -> Iterator[None]:
+    with outer, stage:
+        yield
 
-    def __init__(self, recorder: StageRecorder, name: str, iterable: Iterable[Any]) -> None:
-        self._recorder, self._name, self._iterable = recorder, name, iterable
+
+class WatchedIterable:
+    """An iterable whose iterations are those of ``iterate(iterable)``; everything else is the original's."""
+
+    def __init__(self, iterable: Iterable[Any], iterate: Callable[[Iterable[Any]], Iterator[Any]]) -> None:
+        self._iterable, self._iterate = iterable, iterate
 
     def __iter__(self) -> Iterator[Any]:
-        return self._recorder.iterate(self._name, self._iterable)
+        return self._iterate(self._iterable)
 
     def __len__(self) -> int:
         return len(self._iterable)  # type: ignore[arg-type]  # TypeError, as of the original, where it has none
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._iterable, name)
+
+
+def count_items(batch: Any) -> int:
+    """Return the samples in a batch: the length of it, or of its ``images``, or of its first part; 1 where it has none."""
+    if hasattr(batch, "images"):
+        return count_items(batch.images)
+    if isinstance(batch, Mapping):
+        return count_items(next(iter(batch.values()))) if batch else 0
+    if isinstance(batch, (tuple, list)) and batch and hasattr(batch[0], "shape"):
+        return count_items(batch[0])
+    try:
+        return len(batch)
+    except TypeError:  # a number, a 0-d array, an object without a length
+        return 1
 
 
 class _DeviceLine:

@@ -14,51 +14,20 @@ import numpy as np
 
 from coreclip.errors import CoreclipError
 from coreclip.profiling.conditions import interval, resample
-from coreclip.profiling.growth import Growth
+from coreclip.profiling.findings import find
+from coreclip.profiling.situation import Situation
 from coreclip.profiling.system import cpu_flags
+from coreclip.profiling.threadpools import THREAD_LIMIT
 
 WORTH_SHARE = 0.05  # of a step: below it, removing all of a cost is not worth a line
 _WORTH_SPEEDUP = 1.02
 _IDLE_THREADS = 0.3  # loader threads that use less of a core than this wait for something else
 _MOST_THREADS = 256
 _PREPARED_SHARE = 0.8  # of a cost that a pessimist expects to get rid of
-
-
-@dataclass(frozen=True, kw_only=True)
-class Situation:
-    """What predictions are made from.
-
-    Attributes
-    ----------
-    draws : {name: float64 (draws,)}
-        Bootstrap draws of milliseconds per step: ``real`` = ``wait`` + ``slowed`` (by the loader's threads) + ``compute``;
-        ``transfer``, ``side`` (metrics and logging) and ``matmul`` (forward and backward) are parts of compute;
-        ``loader`` (the loader alone) where it was measured.
-    cpu_floor : float
-        Milliseconds per step that the cores need for step and loader together; 0 where unknown.
-    cores : float
-    loader_cores : float or None
-        Cores that the loader keeps busy when it runs alone.
-    setting : mapping
-        What is known of the run: ``workers``, ``image_size``, ``precision``, ``resident``, ``device``.
-    growth : Growth or None
-    total_steps : int or None
-        Length of the whole run.
-    """
-
-    draws: Mapping[str, np.ndarray]
-    cores: float
-    cpu_floor: float = 0.0
-    loader_cores: float | None = None
-    setting: Mapping[str, Any] = field(default_factory=dict)
-    growth: Growth | None = None
-    total_steps: int | None = None
-
-    def share(self, name: str) -> float:
-        """Return the part of a step (0..1) that a cost takes; 0 where it was not measured."""
-        if name not in self.draws:
-            return 0.0
-        return float(np.median(self.draws[name]) / max(np.median(self.draws["real"]), 1e-9))
+_SMALL_IMAGES = 128  # pixels: larger ones take more disk raw than they save time
+# By how much steps were faster on the machines that this was measured on: at worst, likely, at best. Priors, not measurements.
+_COMPILE_FACTORS = {"cpu": (0.9, 1.05, 1.4), "cuda": (1.0, 1.15, 1.6)}
+_BATCH_FACTORS = {"cpu": (0.9, 1.03, 1.2), "cuda": (1.0, 1.1, 1.6)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +41,10 @@ class Remedy:
     predicted_speedup, low, high : float
         Old step time over new, with a 95 % interval.
     change : dict
-        The same as overrides of the configuration, ``{"data.workers": 1}``; empty where it takes another edit.
+        The same as overrides of the configuration, ``{"data.workers": 1}``, or as an option, ``{"threads": 1}``; empty where it
+        takes another edit.
+    same_result : bool
+        Whether the model learns from the same pixels and batches as before: only such a change is made without being asked for.
     measured_speedup, measured_low, measured_high : float or None
         From :func:`measure_remedy`; None until then.
     """
@@ -84,6 +56,7 @@ class Remedy:
     low: float
     high: float
     change: dict[str, Any]
+    same_result: bool = True
     measured_speedup: float | None = None
     measured_low: float | None = None
     measured_high: float | None = None
@@ -131,6 +104,7 @@ class RemedyKind:
     condition: str
     how: str
     predict: Callable[[Situation], Prediction | None]
+    same_result: bool = True
 
 
 def propose(situation: Situation) -> list[Remedy]:
@@ -153,6 +127,7 @@ def propose(situation: Situation) -> list[Remedy]:
             low=min(speedup, interval(worst)[0]),
             high=max(speedup, interval(best)[1]),
             change=prediction.change,
+            same_result=kind.same_result,
         )
         if speedup >= _WORTH_SPEEDUP:
             remedies.append(remedy)
@@ -256,7 +231,113 @@ def _resident(s: Situation) -> Prediction | None:
     real, compute = s.draws["real"], s.draws["compute"]
     if s.setting.get("resident") or s.share("wait") + s.share("slowed") < WORTH_SHARE:
         return None
-    return Prediction(expected=compute, best=compute, worst=real - _PREPARED_SHARE * np.maximum(real - compute, 0))
+    return Prediction(
+        expected=compute,
+        best=compute,
+        worst=real - _PREPARED_SHARE * np.maximum(real - compute, 0),
+        change={} if s.setting.get("resident") is None else {"data.resident": True},
+    )
+
+
+def _limit_threads(s: Situation) -> Prediction | None:
+    limited = s.draws.get(THREAD_LIMIT)
+    if limited is None:
+        return None
+    after = s.draws["real"] - np.maximum(s.draws["compute"] - limited, 0.0)
+    return Prediction(expected=after, best=after, worst=after, change={"threads": max(1, int(s.cores))})
+
+
+def _spare_core(s: Situation) -> Prediction | None:
+    most = max(1, int(s.cores))
+    if most < 2 or s.share("slowed") < WORTH_SHARE or s.setting.get("device", "cpu") != "cpu":
+        return None
+    real, slower = s.draws["real"], s.draws["compute"] * most / (most - 1)
+    best = np.maximum(s.draws["compute"], s.cpu_floor)
+    # What a step loses with a core depends on how well it uses several, which is a guess here.
+    return Prediction(
+        expected=np.sqrt(best * np.maximum(slower, best)),
+        best=best,
+        worst=np.maximum(real, slower),
+        change={"threads": most - 1},
+    )
+
+
+def _compile(s: Situation) -> Prediction | None:
+    if s.setting.get("compile") is not False or s.share("matmul") < 0.5 or s.share("wait") >= 0.3:
+        return None
+    worst, expected, best = _COMPILE_FACTORS["cuda" if str(s.setting.get("device")).startswith("cuda") else "cpu"]
+    real, part = s.draws["real"], s.draws["matmul"]
+    return Prediction(
+        expected=real - part * (1 - 1 / expected),
+        best=real - part * (1 - 1 / best),
+        worst=real - part * (1 - 1 / worst),
+        change={"train.compile": "on"},
+    )
+
+
+def _larger_batch(s: Situation) -> Prediction | None:
+    size = s.setting.get("batch_size")
+    if not size or s.share("wait") >= 0.3 or s.share("matmul") < 0.5:
+        return None
+    real = s.draws["real"]
+    worst, expected, best = _BATCH_FACTORS["cuda" if str(s.setting.get("device")).startswith("cuda") else "cpu"]
+    return Prediction(
+        expected=real / expected, best=real / best, worst=real / worst, change={"data.batch_size": 2 * size}
+    )
+
+
+def _kept_pages(s: Situation) -> Prediction | None:
+    return _without_finding(s, "memory-pressure", "fresh pages")
+
+
+def _fewer_read_backs(s: Situation) -> Prediction | None:
+    return _without_finding(s, "synchronisation", None)
+
+
+def _without_finding(s: Situation, verdict: str, cause: str | None) -> Prediction | None:
+    """Predict a step without what a detector has found."""
+    found = next((f for f in find(s) if f.verdict == verdict and cause in (None, f.cause)), None)
+    if found is None or found.share < WORTH_SHARE:
+        return None
+    real = s.draws["real"]
+    return Prediction(
+        expected=real - found.milliseconds,
+        best=real - found.milliseconds,
+        worst=real - _PREPARED_SHARE * found.milliseconds,
+    )
+
+
+def _rarer_stalls(s: Situation) -> Prediction | None:
+    if s.stalls is None:
+        return None
+    real, spread = s.draws["real"], s.stalls.milliseconds_per_step
+    return Prediction(before=real + spread, expected=real, best=real, worst=real + 0.5 * spread)
+
+
+def _quicker_images(s: Situation) -> Prediction | None:
+    """Raw pixels take no entropy decoding; what is left is to read and to resize them."""
+    loader, size = s.draws.get("loader"), s.setting.get("image_size")
+    if loader is None or s.setting.get("stored") != "jpg" or not size or size > _SMALL_IMAGES:
+        return None
+    if s.share("wait") + s.share("slowed") < WORTH_SHARE:
+        return None
+    best, expected, worst = (_overlapped(s, loader * left) for left in (0.15, 0.4, 0.9))
+    real = s.draws["real"]
+    return Prediction(expected=np.minimum(expected, real), best=np.minimum(best, real), worst=np.minimum(worst, real))
+
+
+def _smaller_stored(s: Situation) -> Prediction | None:
+    loader, size, stored = s.draws.get("loader"), s.setting.get("image_size"), s.setting.get("stored_side")
+    if loader is None or not size or not stored or stored < 2 * size:
+        return None
+    if s.share("wait") + s.share("slowed") < WORTH_SHARE:
+        return None
+    pixels = min(1.0, (1.25 * size / stored) ** 2)
+    real = s.draws["real"]
+    best, expected, worst = (
+        np.minimum(real, _overlapped(s, loader * left)) for left in (pixels, pixels**0.75, pixels**0.5)
+    )
+    return Prediction(expected=expected, best=best, worst=worst)
 
 
 def _smaller_images(s: Situation) -> Prediction | None:
@@ -355,13 +436,61 @@ REMEDIES: dict[str, RemedyKind] = {
     ),
     "resident-data": RemedyKind(
         "preparing batches costs time, by waiting or by taking cores, and the decoded images fit into memory",
-        "keep decoded images in memory, e.g. make_loader(..., resident=True)",
+        "keep decoded images in memory, e.g. make_loader(..., resident=True): crops are then taken from a copy of 8/7 of the image size",
         _resident,
     ),
     "smaller-images": RemedyKind(
         "decoding or computing takes most of the step; the model then sees fewer pixels, so check its accuracy",
         "lower the image size by about a quarter",
         _smaller_images,
+        same_result=False,
+    ),
+    "raw-images": RemedyKind(
+        "small images are stored as JPEGs and decoding them costs time, by waiting or by taking cores",
+        "store raw pixels: coreclip materialise DATASET OUT --raw",
+        _quicker_images,
+    ),
+    "cached-resolution": RemedyKind(
+        "images are stored with twice the side that is trained on, or more, and decoding them costs time",
+        "store them smaller: coreclip materialise DATASET OUT --max-side PIXELS",
+        _smaller_stored,
+        same_result=False,
+    ),
+    "fewer-computing-threads": RemedyKind(
+        "more threads compute than there are cores",
+        "let torch have as many threads as there are cores: --threads, torch.set_num_threads",
+        _limit_threads,
+    ),
+    "spare-a-core": RemedyKind(
+        "the loader's threads take cores from the step",
+        "let torch have one thread fewer, so that the loader has a core of its own",
+        _spare_core,
+    ),
+    "compile": RemedyKind(
+        "forward and backward take most of the step and are not compiled; its range is a prior, not measured",
+        "compile the model's blocks: torch.compile",
+        _compile,
+    ),
+    "larger-batch": RemedyKind(
+        "forward and backward take most of the step; the model then learns from other batches; its range is a prior, not measured",
+        "double the batch size",
+        _larger_batch,
+        same_result=False,
+    ),
+    "keep-memory": RemedyKind(
+        "the kernel gives the loop's thread fresh pages in every step, because the memory of the step before was given back",
+        "keep buffers between steps, or have the allocator keep memory: MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ above the largest tensor",
+        _kept_pages,
+    ),
+    "fewer-read-backs": RemedyKind(
+        "tensors are read back into Python in every step",
+        "keep sums on the device and read them once in a while; read a whole tensor by .tolist() rather than its elements by .item()",
+        _fewer_read_backs,
+    ),
+    "rarer-stalls": RemedyKind(
+        "every so many steps one takes much longer, e.g. to write a checkpoint or to evaluate",
+        "do it less often, or on another thread or process",
+        _rarer_stalls,
     ),
     "bf16": RemedyKind(
         "forward and backward take most of the step and the hardware multiplies bfloat16; its range is a prior, not measured",

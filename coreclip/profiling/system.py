@@ -76,6 +76,10 @@ class SystemUse:
         Resident memory at the end; bytes fetched from the disk.
     machine_cpu_seconds, steal_seconds : float or None
         Of everything that runs on the machine; taken away by the hypervisor.
+    caller_system_seconds, caller_minor_faults : float, int
+        CPU time in the kernel, and fresh pages, of the thread that opened the window.
+    memory_stall_seconds : float or None
+        In which some process waited for memory, by the kernel's pressure accounting.
     """
 
     seconds: float
@@ -96,6 +100,9 @@ class SystemUse:
     read_bytes: int | None
     machine_cpu_seconds: float | None
     steal_seconds: float | None
+    caller_system_seconds: float = 0.0
+    caller_minor_faults: int = 0
+    memory_stall_seconds: float | None = None
 
     @property
     def busy_cores(self) -> float:
@@ -246,6 +253,9 @@ class _Snapshot:
     threads: dict[int, ThreadClock]
     children: dict[int, float]
     usage: resource.struct_rusage
+    reader: int
+    reader_usage: resource.struct_rusage
+    memory_stall_seconds: float | None
     cgroup: CgroupCpu
     rss_bytes: int | None
     read_bytes: int | None
@@ -260,6 +270,9 @@ def _snapshot() -> _Snapshot:
         threads=read_threads(),
         children=_child_clocks(),
         usage=resource.getrusage(resource.RUSAGE_SELF),
+        reader=threading.get_native_id(),
+        reader_usage=resource.getrusage(resource.RUSAGE_THREAD),
+        memory_stall_seconds=_memory_stall_seconds(_read(PROC / "pressure" / "memory")),
         cgroup=read_cgroup(),
         rss_bytes=resident[1] * _PAGE if len(resident) > 1 else None,
         read_bytes=_key_values(_read(PROC / "self" / "io").replace(":", "")).get("read_bytes"),
@@ -283,6 +296,7 @@ def _difference(a: _Snapshot, b: _Snapshot, seconds: float, cores: float, caller
         for name, uses in grouped.items()
     ]
     own = (b.usage.ru_utime + b.usage.ru_stime) - (a.usage.ru_utime + a.usage.ru_stime)
+    same = a.reader == b.reader  # a thread can ask for its own use only
     return SystemUse(
         seconds=seconds,
         cores=cores,
@@ -302,6 +316,9 @@ def _difference(a: _Snapshot, b: _Snapshot, seconds: float, cores: float, caller
         read_bytes=_minus(b.read_bytes, a.read_bytes),
         machine_cpu_seconds=_minus(b.machine_seconds, a.machine_seconds),
         steal_seconds=_minus(b.steal_seconds, a.steal_seconds),
+        caller_system_seconds=b.reader_usage.ru_stime - a.reader_usage.ru_stime if same else 0.0,
+        caller_minor_faults=b.reader_usage.ru_minflt - a.reader_usage.ru_minflt if same else 0,
+        memory_stall_seconds=_minus(b.memory_stall_seconds, a.memory_stall_seconds),
     )
 
 
@@ -335,6 +352,12 @@ def _machine_seconds(stat: str) -> tuple[float | None, float | None]:
         return None, None
     user, nice, system, _idle, _iowait, irq, softirq, steal = (int(value) for value in fields[1:9])
     return (user + nice + system + irq + softirq) / _TICKS, steal / _TICKS
+
+
+def _memory_stall_seconds(pressure: str) -> float | None:
+    """Return the seconds since boot in which some process waited for memory."""
+    match = re.search(r"^some .*total=(\d+)", pressure, re.MULTILINE)
+    return int(match.group(1)) / 1e6 if match else None
 
 
 def _cgroup_folders(membership: str, mount: Path) -> list[list[Path]]:

@@ -3,12 +3,14 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from coreclip.watch import Watch
+
 if TYPE_CHECKING:
     from coreclip.training.attribution import checkpoint_signals, explain, influence
     from coreclip.training.class_softmax import classification_loss
     from coreclip.training.clip_model import ClipModel
     from coreclip.training.compile_report import compile_text, explain_compile
-    from coreclip.training.device import resolve_device
+    from coreclip.training.device import resolve_device, torch_threads
     from coreclip.training.distillation import affinity_loss
     from coreclip.training.distributed import processes
     from coreclip.training.evaluation import evaluate
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     from coreclip.training.store import config_of
     from coreclip.training.trainer import TrainReport, train
     from coreclip.training.triton import check_repository
-    from coreclip.training.watch import Watch
 
 _MODULES = {
     "Clip": "model",
@@ -43,7 +44,6 @@ _MODULES = {
     "MeasuredStep": "steps",
     "TEMPLATE_SETS": "prompts",
     "TrainReport": "trainer",
-    "Watch": "watch",
     "affinity_loss": "distillation",
     "build_model": "model",
     "check_repository": "triton",
@@ -67,6 +67,7 @@ _MODULES = {
     "recall_at": "ranking",
     "rerank": "outside",
     "resolve_device": "device",
+    "torch_threads": "device",
     "runtimes_table": "runtimes",
     "save_hf": "hf",
     "save_open_clip": "open_clip",
@@ -116,6 +117,7 @@ __all__ = [
     "search",
     "search_all",
     "sigmoid_loss",
+    "torch_threads",
     "train",
 ]
 

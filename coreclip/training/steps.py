@@ -22,12 +22,13 @@ from coreclip.training.distributed import ONE, Ranks
 from coreclip.training.ema import WeightAverage
 from coreclip.training.jest import make_selector, take_rows
 from coreclip.training.loss import LEAST_ROWS, caption_numbers
-from coreclip.training.model import END, Clip, new_model
+from coreclip.training.model import END, Clip
 from coreclip.training.muon import Muon, Optimiser, Together, is_hidden_matrix
 from coreclip.training.objectives import Objective, make_objective
 from coreclip.training.signals import SignalRecorder
+from coreclip.training.starting import first_model
 from coreclip.training.text_towers import caption_lengths
-from coreclip.training.watch import NoWatch, Watch
+from coreclip.watch import NoWatch, Watch
 
 # bf16 must win clearly: a choice that noise could turn would make two equal commands differ.
 _LEAST_BF16_GAIN = 1.1
@@ -77,15 +78,22 @@ class MeasuredStep:
     ----------
     step : callable
         ``step(batch)`` does all of a training step, under the watch's stages; nothing is written.
+    transfer, compute : callable
+        Its two parts: ``compute(transfer(batch))``. Only the second opens stages.
     loader : Loader
         Its batches.
     precision : {"fp32", "bf16"}
+    compiled : bool
+        Whether blocks of the model are compiled.
     device : torch.device
     """
 
     step: Callable[[Batch], None]
+    transfer: Callable[[Batch], Rows]
+    compute: Callable[[Rows], None]
     loader: Loader
     precision: str
+    compiled: bool
     device: torch.device
 
 
@@ -104,8 +112,9 @@ def training_loader(
     tokenizer: Tokenizer,
     ranks: Ranks = ONE,
     device: torch.device | str = "cpu",
+    watch: Watch | None = None,
 ) -> Loader:
-    """Return the loader of a training run on a device; with several processes, of this one's part of each batch.
+    """Return the loader of a training run on a device, watched or not; with several processes, of this one's part of each batch.
 
     Raises
     ------
@@ -143,6 +152,7 @@ def training_loader(
         context=config.model.context,
         resident=config.data.resident,
         pin_memory=torch.device(device).type == "cuda",
+        watch=watch,
     )
 
 
@@ -280,20 +290,24 @@ def make_step(
     config: Config,
     *,
     subset: Any = None,
+    init_from: str | Path | None = None,
     device: str = "cpu",
     threads: int | None = None,
     watch: Watch | None = None,
+    watch_loader: bool = False,
 ) -> MeasuredStep:
     """Return the step and the loader of ``train``, to be measured; no run is written.
 
     Parameters
     ----------
-    dataset, config, subset, device
+    dataset, config, subset, init_from, device
         As of :func:`coreclip.training.train`.
     threads : int, optional
         Of torch on the CPU, from now on; None leaves torch's own number.
     watch : Watch, optional
         Is told the stages transfer, (with jest) select, forward, backward, optimiser and metrics; it ends the steps itself.
+    watch_loader : bool
+        Whether it is told the stages of the loader too, in whose threads they are (see :func:`coreclip.pipeline.make_loader`).
 
     Raises
     ------
@@ -305,9 +319,8 @@ def make_step(
         check_threads(threads)
         torch.set_num_threads(threads)
     watched = NoWatch() if watch is None else watch
-    tokenizer = dataset.tokenizer()
-    loader = training_loader(dataset, config, subset, tokenizer, device=target)
-    model = new_model(config, tokenizer)
+    model, tokenizer = first_model(dataset, config, init_from)
+    loader = training_loader(dataset, config, subset, tokenizer, device=target, watch=watch if watch_loader else None)
     if config.train.freeze:
         model.freeze(config.train.freeze)
     model.to(target).train()
@@ -326,14 +339,16 @@ def make_step(
     if decisions["compile"]:
         compile_blocks(model)
 
-    def step(batch: Batch) -> None:
-        with watched.stage("transfer"):
-            rows = to_device(batch, labels, target, config.data.batch_size, end=model.end)
+    def transfer(batch: Batch) -> Rows:
+        return to_device(batch, labels, target, config.data.batch_size, end=model.end)
+
+    def compute(rows: Rows) -> None:
         if len(rows.index) < LEAST_ROWS:
             return
         if jest is not None:
             with watched.stage("select"):
-                rows = jest.choose(model, rows, jest.wanted(len(batch.index)), step=0, bf16=precision == "bf16")
+                wanted = jest.wanted(round(rows.share * config.data.batch_size))
+                rows = jest.choose(model, rows, wanted, step=0, bf16=precision == "bf16")
         with watched.stage("forward"):
             result, backward = objective.forward(model, rows, bf16=precision == "bf16")
             figures = Fetched(result.loss)
@@ -351,4 +366,17 @@ def make_step(
             if average is not None:
                 average.update(1000)  # any step: each costs the same
 
-    return MeasuredStep(step=step, loader=loader, precision=precision, device=target)
+    def step(batch: Batch) -> None:
+        with watched.stage("transfer"):
+            rows = transfer(batch)
+        compute(rows)
+
+    return MeasuredStep(
+        step=step,
+        transfer=transfer,
+        compute=compute,
+        loader=loader,
+        precision=precision,
+        compiled=decisions["compile"],
+        device=target,
+    )

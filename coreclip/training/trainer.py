@@ -60,7 +60,7 @@ from coreclip.training.store import (
     save_weights,
 )
 from coreclip.training.validation import Validator, check_validation
-from coreclip.training.watch import NoWatch, Watch
+from coreclip.watch import NoWatch, Watch
 
 _METRICS_SECONDS = 1.0
 _LEAST_TOLD_FLOOR = 0.05

@@ -1,4 +1,4 @@
-"""What the training loop tells somebody who watches it: the stages of a step, from outside."""
+"""What a loop and a loader tell somebody who watches them from outside: stages, levels, ends of steps."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -10,10 +10,14 @@ _NOTHING = nullcontext()
 
 
 class Watch(Protocol):
-    """An observer of the loop; a profiler's recorder, a test's counter."""
+    """An observer; a profiler's recorder, a test's counter."""
 
     def stage(self, name: str) -> AbstractContextManager[object]:
-        """Return a context that encloses one stage of a step."""
+        """Return a context that encloses one stage of a step, or of a loader's work in a thread of its own."""
+        ...
+
+    def gauge(self, name: str, level: float) -> None:
+        """Note a level, e.g. how many batches stand ready."""
         ...
 
     def iterate(self, name: str, iterable: Iterable[T]) -> Iterator[T]:
@@ -25,11 +29,20 @@ class Watch(Protocol):
         ...
 
 
+def no_stage(name: str) -> AbstractContextManager[object]:
+    """Return a context that tells nobody."""
+    del name
+    return _NOTHING
+
+
 class NoWatch:
     """Nobody watches: the null object."""
 
     def stage(self, name: str) -> AbstractContextManager[object]:
-        return _NOTHING
+        return no_stage(name)
+
+    def gauge(self, name: str, level: float) -> None:
+        return None
 
     def iterate(self, name: str, iterable: Iterable[T]) -> Iterator[T]:
         return iter(iterable)

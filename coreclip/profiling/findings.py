@@ -1,0 +1,373 @@
+"""What holds a run up: each detector turns the measured costs into one finding, and the largest one is the verdict.
+
+A finding says what it takes of a step and how fast a step would be without it. A loss gets the verdict when it is 10 % of
+a step and its interval stays above 3 %; growth that has no known end comes first, because by the end of a run it is the
+largest. Left out: two losses that are one, e.g. a metric that is slow because it also reads the disk.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from coreclip.profiling.conditions import COLD, LOADER, LOADER_STAGES, REAL, REPLAY, interval
+from coreclip.profiling.recorder import OTHER
+from coreclip.profiling.situation import Situation
+from coreclip.profiling.threadpools import THREAD_LIMIT
+
+VERDICTS: dict[str, str] = {
+    "data-bound": "the step waits for batches",
+    "contention": "the loader's threads take the cores, or Python's lock, from the step",
+    "transfer-bound": "copying batches to the device holds the step up",
+    "compute-bound": "the model's own computing takes the step; the loader keeps up",
+    "metric-or-logging": "metrics or logging hold the step up",
+    "growing-cost": "a stage costs more with every call",
+    "periodic-stall": "every so many steps one takes much longer",
+    "synchronisation": "reading tensors back into Python holds the step up",
+    "memory-pressure": "the kernel's work on memory pages holds the step up",
+    "oversubscription": "more computing threads than cores get in each other's way",
+    "unwatched": "most of the step is in no watched stage",
+    "balanced": "nothing alone holds the step up",
+}
+LEAST_SHARE = 0.10  # of a step: a loss this large gets the verdict
+_SURE_SHARE = 0.03  # which the lower end of its interval must reach
+_NOTED_SHARE = 0.01  # smaller ones are not worth a line
+_SATURATED = 0.85  # of the cores busy
+_SLACK = 0.85  # a loader alone that takes this much of a compute step has no slack left
+_IDLE_CORES = 0.3  # a loader that uses less waits for something else than a core
+_LOCK_MILLISECONDS = 0.5  # a thread that is ready gets Python's lock sooner where nobody holds it for long
+_FAULTS = 1000  # fresh pages a step in the loop's thread, 4 MB: fewer cost no milliseconds
+_BARE_STAGES = (*LOADER_STAGES, OTHER)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Something that makes a step longer.
+
+    Attributes
+    ----------
+    verdict : str
+        One of :data:`VERDICTS`.
+    cause : str
+        What it is about: a stage, ``"cores"``, ``"interpreter lock"``, ``file:line``; empty where that is not known.
+    milliseconds, low, high : float
+        Of a step, with a 95 % interval.
+    share : float
+        Of a step, 0 to 1.
+    cause_milliseconds : float
+        What the cause itself takes for a batch where that can be clocked, e.g. a loader's stage that is partly hidden
+        behind the step; else as ``milliseconds``.
+    speedup, speedup_low, speedup_high : float
+        Step time now over step time without the cause.
+    evidence : str
+        A sentence with the figures.
+    """
+
+    verdict: str
+    cause: str
+    milliseconds: float
+    low: float
+    high: float
+    share: float
+    cause_milliseconds: float
+    speedup: float
+    speedup_low: float
+    speedup_high: float
+    evidence: str
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether it is large enough for a verdict, beyond the noise."""
+        return self.share >= LEAST_SHARE and self.low >= self.milliseconds / max(self.share, 1e-9) * _SURE_SHARE
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON types."""
+        return asdict(self)
+
+
+def find(situation: Situation) -> list[Finding]:
+    """Return what holds the run up, the largest loss first; growth without a known end before all."""
+    found = [finding for detect in _DETECTORS if (finding := detect(situation)) is not None]
+    unbounded = situation.growth is not None and not situation.total_steps
+    return sorted(found, key=lambda f: (not (unbounded and f.verdict == "growing-cost"), -f.milliseconds))
+
+
+def verdict(situation: Situation, findings: list[Finding]) -> tuple[str, str]:
+    """Return the verdict and its cause."""
+    for finding in findings:
+        if finding.is_sure or finding.verdict == "growing-cost":
+            return finding.verdict, finding.cause
+    no_slack = situation.share("loader") >= _SLACK * situation.share("compute") if "loader" in situation.draws else False
+    if no_slack or sum(finding.share for finding in findings) >= LEAST_SHARE:
+        return "balanced", ""
+    own = {stage: spent for stage, spent in situation.stages.items() if stage not in _BARE_STAGES}
+    return "compute-bound", max(own, key=own.__getitem__) if own else ""
+
+
+def with_interval(draws: np.ndarray, digits: int = 1) -> str:
+    """Return a median with its 95 % interval, to read."""
+    low, high = interval(draws)
+    return f"{np.median(draws):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def starved_share(situation: Situation) -> float:
+    """Return the part of the time in which the loop's thread had no core because of the process's own threads or limit.
+
+    Waiting for a core is blamed on the process's other threads and on other processes by the CPU time each of them took.
+    """
+    use = situation.use
+    if use is None:
+        return 0.0
+    own = max(0.0, use.busy_cores - use.caller_cpu_seconds / max(use.seconds, 1e-9))
+    blame = own / max(own + (use.other_cores or 0.0), 1e-9)
+    return max(use.caller_run_queue_seconds * blame, use.throttled_seconds or 0.0) / max(use.seconds, 1e-9)
+
+
+def _make(
+    s: Situation,
+    verdict: str,
+    loss: np.ndarray,
+    cause: str,
+    evidence: str,
+    *,
+    after: np.ndarray | None = None,
+    cause_milliseconds: float | None = None,
+) -> Finding | None:
+    """Return a finding of a loss in milliseconds per step (draws), None where it is nothing."""
+    real = s.draws["real"]
+    share = float(np.median(loss) / max(np.median(real), 1e-9))
+    if share < _NOTED_SHARE:
+        return None
+    gain = real / np.maximum(real - loss if after is None else after, 1e-6)
+    (low, high), (slow, fast) = interval(loss), interval(gain)
+    milliseconds = float(np.median(loss))
+    return Finding(
+        verdict=verdict,
+        cause=cause,
+        milliseconds=milliseconds,
+        low=low,
+        high=high,
+        share=share,
+        cause_milliseconds=milliseconds if cause_milliseconds is None else cause_milliseconds,
+        speedup=float(np.median(gain)),
+        speedup_low=slow,
+        speedup_high=fast,
+        evidence=evidence,
+    )
+
+
+def _waiting(s: Situation) -> Finding | None:
+    if _waits_for_cores(s):
+        return None
+    wait = s.draws["wait"]
+    line = f"waiting for a batch: {with_interval(wait)} ms a step, {s.share('wait'):.0%} of it"
+    stages = _loader_stages(s)
+    if not stages:
+        return _make(s, "data-bound", wait, _idle_or_computing(s), line + _how_the_loader_spends(s))
+    cause = max(stages, key=stages.__getitem__)
+    spent = stages[cause]
+    part = spent / max(sum(stages.values()), 1e-9)
+    inline = s.stages.get(cause, 0.0)  # the loop's thread does it itself
+    if inline >= 0.5 * spent or "loader" not in s.draws:
+        after = s.draws["real"] - np.minimum(wait, spent)
+    else:  # hidden behind the step as far as there is room for it
+        after = np.maximum(s.draws["real"] - wait, s.draws["loader"] * (1 - part))
+    return _make(
+        s, "data-bound", wait, cause, f"{line}; {cause} is {part:.0%} of a loader's work, {spent:.1f} ms a batch",
+        after=after, cause_milliseconds=spent,
+    )  # fmt: skip
+
+
+def _waits_for_cores(s: Situation) -> bool:
+    """Whether the loop waits for a loader that alone would be quick enough, while the cores are full."""
+    saturated = starved_share(s) >= LEAST_SHARE or (s.use is not None and s.use.saturation >= _SATURATED)
+    could = s.share("loader") < 0.9 * s.share("compute") if "loader" in s.draws else False
+    return saturated and could and s.share("wait") >= s.share("slowed")
+
+
+def _loader_stages(s: Situation) -> dict[str, float]:
+    """Return the milliseconds that each watched stage of the loader takes for a batch, in whatever thread."""
+    elsewhere = s.conditions[LOADER].threads if LOADER in s.conditions else {}
+    names = [name for name in LOADER_STAGES if name != "wait"]
+    spent = {name: s.stages.get(name, 0.0) + (elsewhere[name].milliseconds if name in elsewhere else 0.0) for name in names}
+    return {name: milliseconds for name, milliseconds in spent.items() if milliseconds > 0}
+
+
+def _idle_or_computing(s: Situation) -> str:
+    if s.loader_cores is None:
+        return ""
+    if s.loader_cores >= _IDLE_CORES:
+        return "computing"
+    use = s.conditions[LOADER].use if LOADER in s.conditions else None
+    return "read" if use is not None and (use.read_bytes or 0) > 0 else "idle"
+
+
+def _how_the_loader_spends(s: Situation) -> str:
+    if s.loader_cores is None:
+        return ""
+    if s.loader_cores >= _IDLE_CORES:
+        return f"; the loader alone keeps {s.loader_cores:.1f} cores busy"
+    return f"; the loader alone keeps only {s.loader_cores:.2f} cores busy: it sleeps, or waits for a disk or a network"
+
+
+def _contention(s: Situation) -> Finding | None:
+    if _waits_for_cores(s):
+        loss = s.draws["wait"] + s.draws["slowed"]
+        line = f"the loop waits {with_interval(s.draws['wait'])} ms a step for a loader that alone is quicker than the step: the cores are full"
+        return _make(s, "contention", loss, "cores", line)
+    if not s.conditions:
+        loss = starved_share(s) * s.draws["real"]
+        return _make(s, "contention", loss, "cores", f"the loop's thread was ready without a core {starved_share(s):.0%} of the time")
+    slowed = s.draws["slowed"]
+    if interval(slowed / np.maximum(s.draws["real"], 1e-9))[0] < _SURE_SHARE:
+        return None
+    line = f"the step itself is {with_interval(slowed)} ms slower while the loader runs"
+    late = _lock_milliseconds(s)
+    if late is not None:
+        line += f"; a thread that is ready waits {late:.1f} ms for Python's lock"
+        return _make(s, "contention", slowed, "interpreter lock", line)
+    return _make(s, "contention", slowed, "cores", line)
+
+
+def _lock_milliseconds(s: Situation) -> float | None:
+    """Return how much longer Python's lock is waited for while the loader runs, where that is what slows the step."""
+    real, replay = s.conditions.get(REAL), s.conditions.get(REPLAY)
+    if real is None or replay is None or real.lock_milliseconds is None:
+        return None
+    late = real.lock_milliseconds - (replay.lock_milliseconds or 0.0)
+    return late if late >= _LOCK_MILLISECONDS else None
+
+
+def _transfer(s: Situation) -> Finding | None:
+    line = f"copying to the device: {with_interval(s.draws['transfer'])} ms a step, {s.share('transfer'):.0%} of it"
+    return _make(s, "transfer-bound", s.draws["transfer"], "transfer", line)
+
+
+def _side_work(s: Situation) -> Finding | None:
+    loss = np.maximum(s.draws["side"] - _read_back_milliseconds(s, ("metrics", "logging")), 0.0)
+    cause = max(("metrics", "logging"), key=lambda stage: s.stages.get(stage, 0.0))
+    line = f"metrics and logging: {with_interval(loss)} ms a step, {s.share('side'):.0%} of it"
+    return _make(s, "metric-or-logging", loss, cause, line)
+
+
+def _growing(s: Situation) -> Finding | None:
+    growth = s.growth
+    if growth is None:
+        return None
+    last = max(s.total_steps or 0, growth.last_call)
+    stage = "time outside any stage" if growth.stage == OTHER else f"stage {growth.stage!r}"
+    line = (
+        f"{stage} grows by {growth.milliseconds_per_call:.3g} ms with every call ({growth.low:.3g} to {growth.high:.3g}), "
+        f"from {growth.at(growth.first_call):.1f} to {growth.at(growth.last_call):.1f} ms in the calls measured"
+    )
+    if s.total_steps:
+        line += f"; at the run's end, after {s.total_steps:,} steps, it would take {growth.at(s.total_steps):.1f} ms"
+    # What the run's mean step will have grown by; the measured one holds what had grown until then.
+    centre = (growth.first_call + growth.last_call) / 2
+    mean = growth.milliseconds_per_call * last / 2
+    without = np.maximum(s.draws["real"] - growth.milliseconds_per_call * centre, 1e-3)
+    return Finding(
+        verdict="growing-cost",
+        cause=growth.stage,
+        milliseconds=mean,
+        low=growth.low * last / 2,
+        high=growth.high * last / 2,
+        share=mean / max(mean + float(np.median(without)), 1e-9),
+        cause_milliseconds=growth.milliseconds_per_call,
+        speedup=float(np.median((without + mean) / without)),
+        speedup_low=float(np.median((without + growth.low * last / 2) / without)),
+        speedup_high=float(np.median((without + growth.high * last / 2) / without)),
+        evidence=line,
+    )
+
+
+def _stalls(s: Situation) -> Finding | None:
+    stalls = s.stalls
+    if stalls is None:
+        return None
+    real, spread = s.draws["real"], stalls.milliseconds_per_step
+    where = "a step" if stalls.stage in (OTHER, "step") else f"stage {stalls.stage!r}"
+    gain = (real + spread) / real
+    low, high = interval(gain)
+    return Finding(
+        verdict="periodic-stall",
+        cause=stalls.stage,
+        milliseconds=spread,
+        low=spread,
+        high=spread,
+        share=spread / (float(np.median(real)) + spread),
+        cause_milliseconds=stalls.milliseconds,
+        speedup=float(np.median(gain)),
+        speedup_low=low,
+        speedup_high=high,
+        evidence=f"{where} takes {stalls.milliseconds:.1f} ms longer in every {stalls.period}th step ({stalls.seen} seen): "
+        f"{spread:.1f} ms a step",
+    )
+
+
+def _read_back_milliseconds(s: Situation, stages: tuple[str, ...] | None = None) -> float:
+    return sum(read.milliseconds for read in s.read_backs if stages is None or read.stage in stages)
+
+
+def _synchronisation(s: Situation) -> Finding | None:
+    if not s.read_backs or str(s.setting.get("device", "cpu")).startswith("cuda"):
+        return None  # on a GPU what a read waits for is the device's work, which is no loss by itself
+    total = _read_back_milliseconds(s)
+    dearest = s.read_backs[0]
+    line = (
+        f"tensors are read back {sum(read.calls for read in s.read_backs):,.0f} times a step, {total:.1f} ms; most by "
+        f".{dearest.method}() at {dearest.where}: {dearest.calls:,.0f} times, {dearest.milliseconds:.1f} ms"
+    )
+    return _make(s, "synchronisation", np.full_like(s.draws["real"], total), dearest.where, line)
+
+
+def _oversubscription(s: Situation) -> Finding | None:
+    limited = s.draws.get(THREAD_LIMIT)
+    if limited is None:
+        return None
+    loss = np.maximum(s.draws["compute"] - limited, 0.0)
+    if interval(loss / np.maximum(s.draws["real"], 1e-9))[0] < _SURE_SHARE:
+        return None
+    line = (
+        f"with no more computing threads than the {s.cores:g} cores a step on a resident batch takes {with_interval(limited)} ms "
+        f"instead of {with_interval(s.draws['compute'])}"
+    )
+    return _make(s, "oversubscription", loss, "threads", line)
+
+
+def _memory(s: Situation) -> Finding | None:
+    use = s.use
+    if use is None or REAL not in s.conditions:
+        return None
+    steps = max(use.seconds * 1e3 / max(float(np.median(s.draws["real"])), 1e-9), 1.0)
+    faults = use.caller_minor_faults / steps
+    stalled = (use.memory_stall_seconds or 0.0) * 1e3 / steps
+    kernel = use.caller_system_seconds * 1e3 / steps if faults >= _FAULTS else 0.0
+    loss = np.full_like(s.draws["real"], max(stalled, kernel))
+    if stalled >= kernel:
+        line = f"processes wait for memory {stalled:.1f} ms a step: the machine has too little"
+        return _make(s, "memory-pressure", loss, "too little memory", line)
+    line = f"the kernel gives the loop's thread {faults:,.0f} fresh pages a step, and spends {kernel:.1f} ms on it"
+    return _make(s, "memory-pressure", loss, "fresh pages", line)
+
+
+def _unwatched(s: Situation) -> Finding | None:
+    """Time outside any stage, where the loop's own stages are watched at all."""
+    if s.conditions or all(stage in _BARE_STAGES for stage in s.stages):
+        return None
+    spent = s.stages.get(OTHER, 0.0) * s.draws["real"] / max(sum(s.stages.values()), 1e-9)
+    line = f"outside any watched stage: {np.median(spent):.1f} ms a step; watch what is there"
+    return _make(s, "unwatched", spent, OTHER, line)
+
+
+def cold_line(s: Situation) -> str | None:
+    """Return what fetching the data from the disk costs, where it was measured."""
+    if COLD not in s.draws:
+        return None
+    return f"with the data's files out of memory a step takes {with_interval(s.draws[COLD])} ms"
+
+
+_DETECTORS: tuple[Callable[[Situation], Finding | None], ...] = (
+    _growing, _waiting, _contention, _transfer, _side_work, _stalls, _synchronisation, _oversubscription, _memory, _unwatched,
+)  # fmt: skip

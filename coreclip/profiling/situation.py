@@ -1,0 +1,129 @@
+"""What was measured, as costs of a step with their noise: what verdicts and predictions are made from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from coreclip.profiling.conditions import COMPUTE, LOADER, LOADER_STAGES, REAL, Condition, resample
+from coreclip.profiling.growth import Growth
+from coreclip.profiling.readbacks import ReadBack
+from coreclip.profiling.recorder import StepRecords
+from coreclip.profiling.stalls import Stalls, without_stalls
+from coreclip.profiling.system import SystemUse
+
+_MOST_BLOCKS = 8
+_SIDE = ("metrics", "logging")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Situation:
+    """What verdicts and predictions are made from.
+
+    Attributes
+    ----------
+    draws : {name: float64 (draws,)}
+        Bootstrap draws of milliseconds per step: ``real`` = ``wait`` + ``slowed`` (by the loader's threads) + ``compute``;
+        ``transfer``, ``side`` (metrics and logging) and ``matmul`` (forward and backward) are parts of compute;
+        the other conditions and the trials by their names, where they were measured.
+    cpu_floor : float
+        Milliseconds per step that the cores need for step and loader together; 0 where unknown.
+    cores : float
+    loader_cores : float or None
+        Cores that the loader keeps busy when it runs alone.
+    setting : mapping
+        What is known of the run: ``workers``, ``image_size``, ``precision``, ``resident``, ``device``, ``batch_size``.
+    growth : Growth or None
+    stalls : Stalls or None
+    total_steps : int or None
+        Length of the whole run.
+    conditions : {name: Condition}
+        Empty where no differential runs were made.
+    use : SystemUse or None
+        Of the real loop.
+    read_backs : sequence of ReadBack
+    stages : {name: float}
+        Milliseconds per step of the loop's stages.
+    """
+
+    draws: Mapping[str, np.ndarray]
+    cores: float
+    cpu_floor: float = 0.0
+    loader_cores: float | None = None
+    setting: Mapping[str, Any] = field(default_factory=dict)
+    growth: Growth | None = None
+    stalls: Stalls | None = None
+    total_steps: int | None = None
+    conditions: Mapping[str, Condition] = field(default_factory=dict)
+    use: SystemUse | None = None
+    read_backs: Sequence[ReadBack] = ()
+    stages: Mapping[str, float] = field(default_factory=dict)
+
+    def share(self, name: str) -> float:
+        """Return the part of a step (0..1) that a cost takes; 0 where it was not measured."""
+        if name not in self.draws:
+            return 0.0
+        return float(np.median(self.draws[name]) / max(np.median(self.draws["real"]), 1e-9))
+
+    @property
+    def overlapped_loading(self) -> bool:
+        """Whether loading and computing overlap: the loop waits for less than the loader takes alone."""
+        loader = self.draws.get("loader")
+        return loader is not None and float(np.median(self.draws["wait"])) < 0.7 * float(np.median(loader))
+
+
+def assess(
+    records: StepRecords,
+    *,
+    conditions: Mapping[str, Condition],
+    growth: Growth | None,
+    stalls: Stalls | None,
+    use: SystemUse | None,
+    cores: float,
+    setting: Mapping[str, Any],
+    total_steps: int | None,
+    read_backs: Sequence[ReadBack],
+    seed: int,
+) -> Situation:
+    """Turn measurements into costs; ``records`` are the real condition's blocks in order where there are conditions."""
+    smooth = without_stalls(records, stalls)
+    draws = resample(_blocks(smooth, conditions), seed=seed)
+    busy = draws["real"] - draws["wait"]
+    compute = np.maximum(draws.get("compute", busy), 1e-6)
+    unhindered = np.maximum(draws.get("replay", compute), compute)
+    draws |= {"compute": compute, "slowed": np.maximum(busy - unhindered, 0.0)}
+    if growth is not None and growth.stage in _SIDE:
+        grown = growth.milliseconds_per_call * float(records.number.mean())
+        draws["side"] = np.maximum(draws["side"] - max(grown, 0.0), 0.0)
+    loader = conditions.get(LOADER)
+    return Situation(
+        draws=draws,
+        cores=cores,
+        cpu_floor=sum(conditions[name].cpu_milliseconds or 0.0 for name in (COMPUTE, LOADER)) / cores if conditions else 0.0,
+        loader_cores=None
+        if loader is None or loader.cpu_milliseconds is None
+        else loader.cpu_milliseconds / max(loader.milliseconds, 1e-9),
+        setting=setting,
+        growth=growth,
+        stalls=stalls,
+        total_steps=total_steps,
+        conditions=conditions,
+        use=use,
+        read_backs=read_backs,
+        stages=dict(zip(smooth.stages, smooth.timeline.mean(axis=0).tolist(), strict=True)),
+    )
+
+
+def _blocks(records: StepRecords, conditions: Mapping[str, Condition]) -> dict[str, np.ndarray]:
+    """Return mean milliseconds per step of each cost in each block."""
+    n = len(conditions[REAL].blocks) if conditions else min(len(records), _MOST_BLOCKS)
+    costs = {
+        "wait": records.column(*LOADER_STAGES),
+        "transfer": records.column("transfer"),
+        "side": records.column(*_SIDE),
+        "matmul": records.column("forward", "backward", "step"),
+        "real": records.step_milliseconds,
+    }
+    blocks = {name: np.array([part.mean() for part in np.array_split(times, n)]) for name, times in costs.items()}
+    return blocks | {name: condition.blocks for name, condition in conditions.items()}
