@@ -6,8 +6,9 @@ import pytest
 
 # Of these, tests measure, or keep to a time: nothing else may compute meanwhile.
 ALONE = {
-    "test_diagnosis", "test_faults", "test_loop_options", "test_panel", "test_profiling_properties", "test_progress", "test_recorder",
-    "test_remedies", "test_system", "test_train", "test_validation", "test_workers",
+    "test_diagnosis", "test_faults", "test_loop_options", "test_panel", "test_probe", "test_profiling_properties", "test_progress",
+    "test_readbacks", "test_recorder", "test_remedied", "test_remedies", "test_system", "test_train", "test_validation",
+    "test_watching", "test_workers",
 }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from coreclip.profiling import (
     fit_growth,
     run_conditions,
 )
-from coreclip.profiling.conditions import count_items
+from coreclip.profiling.recorder import count_items
 from coreclip.profiling.system import SystemUse
 
 _QUICK = {"steps": 9, "warmup": 3, "repeats": 3}
@@ -307,12 +307,55 @@ def test_loading_that_does_not_overlap_gets_the_prefetch_remedy():
 def test_conditions_leave_out_warm_up_and_number_calls():
     loader = _Loader(0.0, n=9)
     run = run_conditions(lambda batch: None, loader, steps=8, warmup=2, repeats=2)
+    assert list(run.conditions) == ["real", "replay", "compute", "loader"]
     assert len(run.records) == 8
-    assert len(run.calls) == 16
+    assert len(run.calls) == 24  # real, replay and compute call the step function
     assert run.records.items.tolist() == [4] * 8
     assert (np.diff(run.calls.number) > 0).all()
     assert run.calls.number[0] == 2
     assert {len(condition.blocks) for condition in run.conditions.values()} == {2}
+
+
+def test_cold_condition_forgets_before_each_of_its_blocks_and_trials_surround_theirs():
+    events = []
+
+    class Trial:
+        def __enter__(self):
+            events.append("in")
+
+        def __exit__(self, *_):
+            events.append("out")
+
+    run = run_conditions(
+        lambda batch: events.append("step"), _Loader(0.0, n=9), steps=4, warmup=1, repeats=2,
+        forget=lambda: events.append("forget"), trials={"fewer": Trial},
+    )  # fmt: skip
+    assert list(run.conditions) == ["real", "replay", "compute", "loader", "cold", "fewer"]
+    assert events.count("forget") == 2
+    text = " ".join(events)
+    assert text.count("forget step step step in step step step out") == 2  # a warm-up and two measured steps each
+
+
+def test_transfer_is_timed_and_left_out_where_the_batch_lies_ready():
+    seen = []
+
+    def transfer(batch):
+        time.sleep(0.02)
+        return ("moved", batch)
+
+    run = run_conditions(seen.append, _Loader(0.0, n=9), transfer=transfer, steps=4, warmup=1, repeats=2)
+    assert all(isinstance(batch, tuple) for batch in seen)
+    assert run.conditions["replay"].milliseconds >= 20 > run.conditions["compute"].milliseconds
+    assert (run.records.column("transfer") >= 20).all()
+
+
+def test_replay_computes_on_several_batches_and_compute_on_one():
+    seen = []
+    run_conditions(lambda batch: seen.append(int(batch[0])), _Loader(0.0, n=9), steps=8, warmup=1, repeats=2)
+    per_block = 5
+    replayed, resident = seen[per_block : 2 * per_block], seen[2 * per_block : 3 * per_block]
+    assert replayed == [0, 1, 2, 3, 4]
+    assert resident == [0] * per_block
 
 
 def test_loader_that_ends_within_a_block_is_warmed_up_again():
@@ -366,6 +409,8 @@ _recorder = StageRecorder()
         (lambda: diagnose(3, [1] * 20), "step is a int, not callable"),
         (lambda: diagnose(print, 3), "loader is a int, not iterable"),
         (lambda: diagnose(print, iter([1] * 20)), "can't be started again"),
+        (lambda: diagnose(print, [1] * 20, transfer=3), "transfer is a int, not callable"),
+        (lambda: run_conditions(print, [1] * 20, trials={"real": None}), "a trial named 'real' is not allowed"),
         (lambda: diagnose(print, []), "yields no batch"),
         (lambda: diagnose(lambda b: None, [1] * 5, warmup=5), "yields only 5 batches, too few"),
         (lambda: diagnose(print, [1] * 20, steps=2), "steps = 2 is not allowed: at least 4"),

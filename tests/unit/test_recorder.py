@@ -157,9 +157,14 @@ def test_recorder_satisfies_the_training_loops_protocol():
     assert recorder.n_steps == 1
 
 
-def test_second_thread_is_refused():
+def in_thread(work):
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+
+def test_steps_of_a_second_thread_are_refused():
     recorder = StageRecorder()
-    recorder.step()
     errors = []
 
     def use():
@@ -168,10 +173,86 @@ def test_second_thread_is_refused():
         except CoreclipError as error:
             errors.append(str(error))
 
-    thread = threading.Thread(target=use)
-    thread.start()
-    thread.join()
+    in_thread(use)
     assert "two threads" in errors[0]
+
+
+def test_stages_of_other_threads_are_added_up_beside_the_steps():
+    recorder = StageRecorder()
+
+    def load():
+        for _ in range(2):
+            with recorder.stage("read"):
+                time.sleep(0.01)
+                with recorder.stage("decode"):
+                    time.sleep(0.02)
+
+    for _ in range(2):
+        in_thread(load)
+    with recorder.stage("forward"):
+        pass
+    recorder.step()
+    read, decode = recorder.elsewhere["read"], recorder.elsewhere["decode"]
+    assert (read.calls, decode.calls) == (4, 4)
+    assert 40 <= read.milliseconds < 80 <= decode.milliseconds
+    assert decode.cpu_milliseconds < 40
+    assert recorder.records.stages == ("forward", "other")
+
+
+def test_a_stage_may_be_open_in_two_threads_at_once():
+    recorder = StageRecorder()
+    with recorder.stage("read"):
+        in_thread(lambda: recorder.watch("read", time.sleep)(0.02))
+        time.sleep(0.01)
+    recorder.step()
+    assert recorder.elsewhere["read"].milliseconds >= 20
+    assert recorder.records.column("read")[0] >= 30
+
+
+def test_loop_ends_a_step_when_the_next_batch_is_asked_for():
+    recorder = StageRecorder()
+    for batch in recorder.loop([[1, 2], [3], [4, 5, 6]]):
+        with recorder.stage("forward"):
+            assert batch
+    assert recorder.records.items.tolist() == [2, 1, 3]
+    assert set(recorder.records.stages) == {"wait", "forward", "other"}
+
+
+def test_levels_belong_to_their_step():
+    recorder = StageRecorder()
+    recorder.step()
+    recorder.gauge("ready", 2)
+    recorder.gauge("ready", 1)
+    recorder.step()
+    recorder.step()
+    np.testing.assert_array_equal(recorder.records.gauges["ready"], [np.nan, 1, np.nan])
+    np.testing.assert_array_equal(recorder.records.skip(1).gauges["ready"], [1, np.nan])
+
+
+def test_timeline_shows_the_stages_as_they_followed():
+    recorder = StageRecorder()
+    for _ in recorder.loop(range(3)):
+        with recorder.stage("forward"):
+            time.sleep(0.002)
+            with recorder.stage("metrics"):
+                time.sleep(0.002)
+            time.sleep(0.002)
+    step = recorder.timeline[0]
+    names = [name for name, begin, end in step if end - begin > 1]
+    assert names == ["forward", "metrics", "forward"]
+    assert all(a[2] == b[1] for a, b in zip(step, step[1:], strict=False))
+    assert step[-1][2] == pytest.approx(recorder.records.step_milliseconds[1], abs=0.01)
+
+
+def test_delays_make_a_stage_longer_in_any_thread():
+    recorder = StageRecorder()
+    recorder.delays = {"forward": 0.02, "read": 0.03}
+    with recorder.stage("forward"):
+        pass
+    in_thread(lambda: recorder.watch("read", int)())
+    recorder.step()
+    assert recorder.records.column("forward")[0] >= 20
+    assert recorder.elsewhere["read"].milliseconds >= 30
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import pytest
 from coreclip.config import load_config
 from coreclip.errors import CoreclipError
 from coreclip.profiling import REMEDIES, Growth, Remedy, diagnose, measure_remedy, propose, render_html, render_text
-from coreclip.profiling.remedies import Situation, compare
+from coreclip.profiling.remedies import compare
+from coreclip.profiling.situation import Situation
 
 _SETTING = {"workers": 2, "image_size": 64, "device": "cuda", "precision": "fp32"}
 
