@@ -1,0 +1,83 @@
+"""Delays in stages: what the step waits for is critical, what is hidden behind something else has slack."""
+
+import queue
+import threading
+import time
+
+import pytest
+
+from coreclip.errors import CoreclipError
+from coreclip.profiling import StageRecorder, probe_delays
+
+
+class Ahead:
+    """Batches made one ahead in a thread, in a watched stage of ``seconds``."""
+
+    def __init__(self, recorder, seconds, n=30):
+        self.recorder, self.seconds, self.n = recorder, seconds, n
+
+    def __iter__(self):
+        ready, stop = queue.Queue(maxsize=1), threading.Event()
+
+        def fill():
+            for number in range(self.n):
+                with self.recorder.stage("read"):
+                    time.sleep(self.seconds)
+                while not stop.is_set():
+                    try:
+                        ready.put([number], timeout=0.05)
+                        break
+                    except queue.Full:
+                        continue
+                if stop.is_set():
+                    return
+            ready.put(None)
+
+        thread = threading.Thread(target=fill)
+        thread.start()
+        try:
+            while (batch := ready.get()) is not None:
+                yield batch
+        finally:
+            stop.set()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("reading", "computing", "opinions"),
+    [
+        (0.003, 0.03, {"step": "critical", "read": "slack"}),
+        (0.03, 0.003, {"step": "slack", "read": "critical"}),
+    ],
+)
+def test_opinions_are_those_of_the_queue(reading, computing, opinions):
+    recorder = StageRecorder()
+    loader = Ahead(recorder, reading)
+    found = probe_delays(
+        lambda batch: time.sleep(computing), loader, recorder=recorder, steps=8, warmup=3, repeats=3
+    )
+    assert {one.stage: one.opinion for one in found} == opinions
+    assert recorder.delays == {}
+
+
+def test_stages_that_are_never_entered_are_left_out():
+    recorder = StageRecorder()
+    found = probe_delays(
+        lambda batch: time.sleep(0.005), [[0]] * 20, recorder=recorder, stages=("step", "nothing"), steps=4, warmup=1, repeats=2
+    )  # fmt: skip
+    assert [one.stage for one in found] == ["step"]
+    assert found[0].to_dict()["opinion"] == "critical"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"steps": 1}, "steps = 1"), ({"repeats": 1}, "repeats = 1"), ({"warmup": -1}, "warmup = -1")],
+)
+def test_mistakes_are_refused(arguments, message):
+    with pytest.raises(CoreclipError, match=message):
+        probe_delays(print, [1], recorder=StageRecorder(), **arguments)
+
+
+def test_empty_loader_is_refused():
+    with pytest.raises(CoreclipError, match="yields no batch"):
+        probe_delays(print, [], recorder=StageRecorder())
