@@ -106,7 +106,9 @@ class Loop:
             if "loader-holds-the-lock" in self.plants:
                 self._timed("loader-holds-the-lock", lambda: spin_in_python(self.plants["loader-holds-the-lock"] / 1e3))
             if "loader-takes-the-cores" in self.plants:
-                self._timed("loader-takes-the-cores", lambda: _spin_on_cores(self.plants["loader-takes-the-cores"] / 1e3))
+                self._timed(
+                    "loader-takes-the-cores", lambda: _spin_on_cores(self.plants["loader-takes-the-cores"] / 1e3)
+                )
             yield torch.from_numpy(images), torch.from_numpy(self.labels[rows])
 
     def _ahead(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -13,7 +13,6 @@ import secrets
 import statistics
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -112,9 +111,7 @@ def _diagnose(plants: dict[str, Any], inline: bool) -> tuple[Diagnosis, Loop]:
     recorder = StageRecorder()
     loop = Loop(plants, recorder, inline=inline)
     with _Threads(plants):
-        diagnosis = diagnose(
-            loop.step, loop, steps=_STEPS, warmup=_WARMUP, repeats=_REPEATS, recorder=recorder
-        )
+        diagnosis = diagnose(loop.step, loop, steps=_STEPS, warmup=_WARMUP, repeats=_REPEATS, recorder=recorder)
     return diagnosis, loop
 
 
@@ -168,7 +165,11 @@ def _saved(gain: MeasuredSpeedup) -> float:
 
 
 def _attributed(fault: str, finding: Any) -> float:
-    return finding.cause_milliseconds if fault in ("throttled-reads", "growing-metric", "checkpoints") else finding.milliseconds
+    return (
+        finding.cause_milliseconds
+        if fault in ("throttled-reads", "growing-metric", "checkpoints")
+        else finding.milliseconds
+    )
 
 
 def _true_milliseconds(fault: str, loop: Loop, gain: MeasuredSpeedup) -> float:
@@ -223,7 +224,9 @@ def _report(outcomes: dict[str, list[Outcome]], controls: list[dict[str, Any]], 
         if not runs:
             continue
         attributed, predicted = _errors(runs)
-        lines.append(f"| {fault} | {sum(run.is_right for run in runs)} of {len(runs)} | {_spread(attributed)} | {_spread(predicted)} |")
+        lines.append(
+            f"| {fault} | {sum(run.is_right for run in runs)} of {len(runs)} | {_spread(attributed)} | {_spread(predicted)} |"
+        )
     everything = [run for runs in outcomes.values() for run in runs]
     right = sum(run.is_right for run in everything)
     attributed, predicted = _errors(everything)
@@ -245,7 +248,11 @@ def _spread(errors: list[float]) -> str:
 
 
 def _within(errors: list[float], bound: float) -> str:
-    return f"{sum(error <= bound for error in errors)} of {len(errors)} within {bound:.0%}, median {statistics.median(errors):.1%}" if errors else ""
+    return (
+        f"{sum(error <= bound for error in errors)} of {len(errors)} within {bound:.0%}, median {statistics.median(errors):.1%}"
+        if errors
+        else ""
+    )
 
 
 if __name__ == "__main__":

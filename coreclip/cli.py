@@ -1193,7 +1193,9 @@ def profile(
     html: Annotated[Path | None, typer.Option(help="Also write the report as a page.")] = None,
     compare: Annotated[
         tuple[Path, Path] | None,
-        typer.Option(help="Two profiles written with --json, before and after: nothing is measured.", show_default=False),
+        typer.Option(
+            help="Two profiles written with --json, before and after: nothing is measured.", show_default=False
+        ),
     ] = None,
     fail_on: Annotated[str, typer.Option(help="With --compare: exit with code 1 when it is this much slower.")] = "5%",
     as_json: JsonOption = False,

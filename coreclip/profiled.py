@@ -221,11 +221,9 @@ def _first_batch(measured: MeasuredStep) -> Any:
 
 
 def _run_steps(measured: MeasuredStep, recorder: StageRecorder, steps: int) -> None:
-    done = 0
-    for batch in recorder.loop(measured.loader):
+    for done, batch in enumerate(recorder.loop(measured.loader)):
         measured.step(batch)
-        done += 1
-        if done > steps:
+        if done >= steps:
             break
 
 

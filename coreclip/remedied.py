@@ -153,7 +153,7 @@ def measure_cases(a: Case, b: Case, *, blocks: int = _BLOCKS, steps: int = _BLOC
     steps : int
         Measured in a block, after those in which the queue fills.
     """
-    with _opened(a) as first, _opened(b) as second:
+    with _Runner(a) as first, _Runner(b) as second:
         times: tuple[list[float], list[float]] = ([], [])
         with Progress(2 * blocks, "measuring", unit="blocks") as progress:
             for turn in range(blocks):
@@ -187,7 +187,9 @@ def improved_toml(improvement: Improvement, toml: str, command: str) -> str:
 
 def measured_remedies(remedies: Sequence[Mapping[str, Any]], trials: Sequence[Trial]) -> list[dict[str, Any]]:
     """Return a profile's remedies (JSON types) with what was measured of each, where its change was tried."""
-    by_change = {_key(trial.change): trial for trial in reversed(trials)}  # the first trial of a change is of the case itself
+    by_change = {
+        _key(trial.change): trial for trial in reversed(trials)
+    }  # the first trial of a change is of the case itself
     filled = []
     for remedy in remedies:
         trial = by_change.get(_key(remedy["change"]))
@@ -204,13 +206,13 @@ MARK = "# coreclip profile --fix:"
 """At the beginning of an improved configuration, by which it is known again."""
 
 
-class _opened:
+class _Runner:
     """A case's step and loader, run block by block under its own number of threads; a context manager."""
 
     def __init__(self, case: Case) -> None:
         self._case = case
 
-    def __enter__(self) -> "_opened":
+    def __enter__(self) -> "_Runner":
         with self._case.torch_threads():
             self._measured, self._recorder = self._case.open()
             self.block(1)  # compiling and tuning are not measured
@@ -247,7 +249,9 @@ def _changes(case: Case, steps: int, any_result: bool) -> list[tuple[str, dict[s
     with case.torch_threads():
         measured, recorder = case.open()
         diagnosis, _ = diagnose_case(case, measured, recorder, steps=steps, repeats=3)
-    proposed = [(r.name, r.change, r) for r in diagnosis.remedies if _is_possible(r.change) and (any_result or r.same_result)]
+    proposed = [
+        (r.name, r.change, r) for r in diagnosis.remedies if _is_possible(r.change) and (any_result or r.same_result)
+    ]
     return [*proposed, *((name, change, None) for name, change in _listed_changes())]
 
 
@@ -319,4 +323,6 @@ def _key(change: Mapping[str, Any]) -> str:
 
 
 def _change_text(change: Mapping[str, Any]) -> str:
-    return ", ".join(f"{'--threads ' if key == _THREADS else key + '='}{value}" for key, value in sorted(change.items()))
+    return ", ".join(
+        f"{'--threads ' if key == _THREADS else key + '='}{value}" for key, value in sorted(change.items())
+    )

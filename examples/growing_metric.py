@@ -50,7 +50,9 @@ class Training:
             return float(self.metric.compute())
         self.predicted.append(predicted.numpy())
         self.true.append(labels.numpy())
-        return float(f1_score(np.concatenate(self.true), np.concatenate(self.predicted), average="macro", zero_division=0))
+        return float(
+            f1_score(np.concatenate(self.true), np.concatenate(self.predicted), average="macro", zero_division=0)
+        )
 
 
 def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:

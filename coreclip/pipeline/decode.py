@@ -220,7 +220,16 @@ def read_images(
         else:
             handle = _new_handle()
             good += _read_jpeg(
-                handle, scratch, planes, address[i], n_bytes[i], width[i], height[i], tolerated[i], denominator[i], layout
+                handle,
+                scratch,
+                planes,
+                address[i],
+                n_bytes[i],
+                width[i],
+                height[i],
+                tolerated[i],
+                denominator[i],
+                layout,
             )
             _end_handle(handle)
     return good

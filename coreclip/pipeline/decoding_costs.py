@@ -46,7 +46,9 @@ def decoding_costs(loader: Loader, n: int = _IMAGES) -> dict[str, float]:
     if float(np.mean(stored[2] == RAW)) > 0.5:
         per_image["copy"] = planes
     else:
-        entropy = min(_milliseconds(lambda: read_images(decoder.scratch, *stored, np.full_like(denominator, 8))), planes)
+        entropy = min(
+            _milliseconds(lambda: read_images(decoder.scratch, *stored, np.full_like(denominator, 8))), planes
+        )
         per_image |= {"entropy_decode": entropy, "inverse_dct": planes - entropy}
     return {name: spent / max(len(rows), 1) for name, spent in per_image.items()}
 

@@ -546,7 +546,18 @@ class Loader:
         if settings.augment.changes_pixels:
             changes = Changes(keys, settings.seed, epoch, settings.augment.settings())
         return start_decoding(
-            pool, self._decoders, images, rows, boxes, margin, pixels, valid, self.workers, changes, then, settings.watch
+            pool,
+            self._decoders,
+            images,
+            rows,
+            boxes,
+            margin,
+            pixels,
+            valid,
+            self.workers,
+            changes,
+            then,
+            settings.watch,
         )
 
     def _boxes(self, width: np.ndarray, height: np.ndarray, epoch: int, keys: np.ndarray) -> np.ndarray:

@@ -200,7 +200,7 @@ def run_conditions(
     per_block = -(-steps // repeats)
     with (
         Progress(repeats * len(names) * per_block, "profiling", unit="steps") as progress,
-        contextlib.closing(bench.feed),
+        contextlib.closing(bench),
     ):
         bench.keep_batches(resident_batch)
         for _ in range(repeats):
@@ -294,6 +294,12 @@ class _Bench:
         self._open: tuple[SystemWindow, dict[str, ThreadStage], LockProbe] | None = None
         self._windows: dict[str, list[_Window]] = {}
         self._condition = REAL
+
+    def close(self) -> None:
+        """Stop what runs beside the steps, also where one of them has failed."""
+        if self._open is not None:
+            self._open[2].stop()
+        self.feed.close()
 
     def keep_batches(self, resident: Any) -> None:
         """Take the batches that are computed on while the loader stands."""

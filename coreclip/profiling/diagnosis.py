@@ -359,11 +359,15 @@ def _evidence(records: StepRecords, s: Situation, findings: Sequence[Finding]) -
     waits = records.column(*LOADER_STAGES)
     if s.share("wait") >= _NOTED_WAIT:
         p50, p95, most = *np.percentile(waits, (50, 95)).tolist(), float(waits.max())
-        lines.append(f"a batch is waited for {p50:.1f} ms in half of the steps, {p95:.1f} ms in one of 20, {most:.1f} ms at most")
+        lines.append(
+            f"a batch is waited for {p50:.1f} ms in half of the steps, {p95:.1f} ms in one of 20, {most:.1f} ms at most"
+        )
     for gauge, levels in records.gauges.items():
         figures = _levels(levels)
         if figures:
-            lines.append(f"{gauge}: {figures['mean']:.1f} on average, {figures['p5']:g} to {figures['p95']:g} in 9 of 10 steps")
+            lines.append(
+                f"{gauge}: {figures['mean']:.1f} on average, {figures['p5']:g} to {figures['p95']:g} in 9 of 10 steps"
+            )
     return lines + _system_lines(s.use)
 
 

@@ -65,7 +65,9 @@ class Elsewhere:
             clocks = list(self._clocks)
         sums: dict[str, ThreadStage] = {}
         for clock in clocks:
-            for name, (wall, cpu, calls) in list(clock.spent.items()):  # a list is made in one go, whatever the thread adds
+            for name, (wall, cpu, calls) in list(
+                clock.spent.items()
+            ):  # a list is made in one go, whatever the thread adds
                 sums[name] = ThreadStage(wall / 1e6, cpu / 1e6, calls).plus(sums.get(name))
         return sums
 

@@ -98,7 +98,9 @@ def verdict(situation: Situation, findings: list[Finding]) -> tuple[str, str]:
     for finding in findings:
         if finding.is_sure or finding.verdict == "growing-cost":
             return finding.verdict, finding.cause
-    no_slack = situation.share("loader") >= _SLACK * situation.share("compute") if "loader" in situation.draws else False
+    no_slack = (
+        situation.share("loader") >= _SLACK * situation.share("compute") if "loader" in situation.draws else False
+    )
     if no_slack or sum(finding.share for finding in findings) >= LEAST_SHARE:
         return "balanced", ""
     own = {stage: spent for stage, spent in situation.stages.items() if stage not in _BARE_STAGES}
@@ -190,7 +192,9 @@ def _loader_stages(s: Situation) -> dict[str, float]:
     """Return the milliseconds that each watched stage of the loader takes for a batch, in whatever thread."""
     elsewhere = s.conditions[LOADER].threads if LOADER in s.conditions else {}
     names = [name for name in LOADER_STAGES if name != "wait"]
-    spent = {name: s.stages.get(name, 0.0) + (elsewhere[name].milliseconds if name in elsewhere else 0.0) for name in names}
+    spent = {
+        name: s.stages.get(name, 0.0) + (elsewhere[name].milliseconds if name in elsewhere else 0.0) for name in names
+    }
     return {name: milliseconds for name, milliseconds in spent.items() if milliseconds > 0}
 
 
@@ -218,7 +222,13 @@ def _contention(s: Situation) -> Finding | None:
         return _make(s, "contention", loss, "cores", line)
     if not s.conditions:
         loss = starved_share(s) * s.draws["real"]
-        return _make(s, "contention", loss, "cores", f"the loop's thread was ready without a core {starved_share(s):.0%} of the time")
+        return _make(
+            s,
+            "contention",
+            loss,
+            "cores",
+            f"the loop's thread was ready without a core {starved_share(s):.0%} of the time",
+        )
     slowed = s.draws["slowed"]
     if interval(slowed / np.maximum(s.draws["real"], 1e-9))[0] < _SURE_SHARE:
         return None

@@ -6,7 +6,7 @@ all it can". A remedy stays a prediction until :func:`measure_remedy` has run it
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 

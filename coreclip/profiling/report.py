@@ -280,7 +280,9 @@ def _fix_lines(fix: Mapping[str, Any]) -> list[str]:
     elif fix["complete"]:
         lines.append("nothing on the list makes the steps faster beyond the noise")
     else:
-        lines.append("nothing that was tried makes the steps faster beyond the noise; the time was up before the list was")
+        lines.append(
+            "nothing that was tried makes the steps faster beyond the noise; the time was up before the list was"
+        )
     return lines
 
 

@@ -66,12 +66,6 @@ class Situation:
             return 0.0
         return float(np.median(self.draws[name]) / max(np.median(self.draws["real"]), 1e-9))
 
-    @property
-    def overlapped_loading(self) -> bool:
-        """Whether loading and computing overlap: the loop waits for less than the loader takes alone."""
-        loader = self.draws.get("loader")
-        return loader is not None and float(np.median(self.draws["wait"])) < 0.7 * float(np.median(loader))
-
 
 def assess(
     records: StepRecords,
@@ -100,7 +94,9 @@ def assess(
     return Situation(
         draws=draws,
         cores=cores,
-        cpu_floor=sum(conditions[name].cpu_milliseconds or 0.0 for name in (COMPUTE, LOADER)) / cores if conditions else 0.0,
+        cpu_floor=sum(conditions[name].cpu_milliseconds or 0.0 for name in (COMPUTE, LOADER)) / cores
+        if conditions
+        else 0.0,
         loader_cores=None
         if loader is None or loader.cpu_milliseconds is None
         else loader.cpu_milliseconds / max(loader.milliseconds, 1e-9),

@@ -1,8 +1,8 @@
 """A loop of somebody's own, watched from outside: its loader and its functions are wrapped, and it runs as before.
 
-    for batch in watch("wait", loader):
-        ...
-    print(render_text(watched().to_dict()))
+for batch in watch("wait", loader):
+    ...
+print(render_text(watched().to_dict()))
 """
 
 from typing import Any, TypeVar

@@ -31,11 +31,12 @@ def condition(name, milliseconds=100.0, **more):
 
 
 def use(**more):
-    base = dict(
-        seconds=10.0, cores=2.0, cpu_seconds=10.0, child_cpu_seconds=0.0, caller_cpu_seconds=9.0, caller_run_queue_seconds=0.0,
-        run_queue_seconds=0.0, threads=(), n_threads=2, throttled_seconds=None, throttled_periods=None, minor_faults=0,
-        major_faults=0, involuntary_switches=0, rss_bytes=None, read_bytes=None, machine_cpu_seconds=None, steal_seconds=None,
-    )  # fmt: skip
+    base = {
+        "seconds": 10.0, "cores": 2.0, "cpu_seconds": 10.0, "child_cpu_seconds": 0.0, "caller_cpu_seconds": 9.0,
+        "caller_run_queue_seconds": 0.0, "run_queue_seconds": 0.0, "threads": (), "n_threads": 2, "throttled_seconds": None,
+        "throttled_periods": None, "minor_faults": 0, "major_faults": 0, "involuntary_switches": 0, "rss_bytes": None,
+        "read_bytes": None, "machine_cpu_seconds": None, "steal_seconds": None,
+    }  # fmt: skip
     return SystemUse(**{**base, **more})
 
 
@@ -99,7 +100,10 @@ def test_loaders_dearest_stage_is_the_cause_and_hidden_work_saves_nothing():
 
 def test_a_loader_that_uses_no_core_is_idle():
     conditions = {name: condition(name, use=use()) for name in ("real", "compute", "loader")}
-    assert judged(situation(wait=50.0, loader=150.0, loader_cores=0.02, conditions=conditions))[0] == ("data-bound", "idle")
+    assert judged(situation(wait=50.0, loader=150.0, loader_cores=0.02, conditions=conditions))[0] == (
+        "data-bound",
+        "idle",
+    )
     assert judged(situation(wait=50.0, loader=150.0, loader_cores=1.5, conditions=conditions))[0][1] == "computing"
 
 
@@ -114,7 +118,9 @@ def test_fresh_pages_and_too_little_memory():
 
 
 def test_growth_without_an_end_comes_first_and_with_one_by_its_mean():
-    growth = Growth(stage="metrics", milliseconds=0, milliseconds_per_call=0.1, low=0.09, high=0.11, first_call=0, last_call=300)
+    growth = Growth(
+        stage="metrics", milliseconds=0, milliseconds_per_call=0.1, low=0.09, high=0.11, first_call=0, last_call=300
+    )
     assert judged(situation(wait=80.0, growth=growth))[0] == ("growing-cost", "metrics")
     (name, _), found = judged(situation(wait=80.0, growth=growth, total_steps=10_000))
     assert name == "growing-cost"

@@ -53,9 +53,7 @@ class Ahead:
 def test_opinions_are_those_of_the_queue(reading, computing, opinions):
     recorder = StageRecorder()
     loader = Ahead(recorder, reading)
-    found = probe_delays(
-        lambda batch: time.sleep(computing), loader, recorder=recorder, steps=8, warmup=3, repeats=3
-    )
+    found = probe_delays(lambda batch: time.sleep(computing), loader, recorder=recorder, steps=8, warmup=3, repeats=3)
     assert {one.stage: one.opinion for one in found} == opinions
     assert recorder.delays == {}
 

@@ -1,5 +1,6 @@
 """The stage recorder: what it charges to whom, and what it costs."""
 
+import itertools
 import threading
 import time
 
@@ -240,7 +241,7 @@ def test_timeline_shows_the_stages_as_they_followed():
     step = recorder.timeline[0]
     names = [name for name, begin, end in step if end - begin > 1]
     assert names == ["forward", "metrics", "forward"]
-    assert all(a[2] == b[1] for a, b in zip(step, step[1:], strict=False))
+    assert all(a[2] == b[1] for a, b in itertools.pairwise(step))
     assert step[-1][2] == pytest.approx(recorder.records.step_milliseconds[1], abs=0.01)
 
 
