@@ -60,8 +60,8 @@ class Loop:
     Parameters
     ----------
     plants : {fault: magnitude}
-        Milliseconds a step or a batch; of ``growing-metric`` microseconds that each call adds; of ``too-many-threads`` how many; of
-        ``checkpoints`` (milliseconds, period).
+        Milliseconds a step or a batch; of ``growing-metric`` microseconds that each call adds; of ``element-reads`` how many; of
+        ``too-many-threads`` how many; of ``checkpoints`` (milliseconds, period).
     recorder : StageRecorder or None
         That is told the stages.
     inline : bool
@@ -150,7 +150,7 @@ class Loop:
             logits = self.model(images)
             loss = nn.functional.cross_entropy(logits, labels)
             if "element-reads" in self.plants:
-                self._timed("element-reads", lambda: _read_elements(logits, self.plants["element-reads"] / 1e3))
+                self._timed("element-reads", lambda: read_elements(logits, self.plants["element-reads"]))
         with stage("backward"):
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
@@ -219,10 +219,10 @@ def _copy_for(images: torch.Tensor, seconds: float) -> None:
         images.clone()
 
 
-def _read_elements(logits: torch.Tensor, seconds: float) -> float:
-    total, end = 0.0, time.perf_counter() + seconds
-    values = logits.detach().flatten()
-    while time.perf_counter() < end:
-        for value in values[:64]:
+def read_elements(logits: torch.Tensor, n: int) -> float:
+    """Read ``n`` elements, one by one."""
+    total, values = 0.0, logits.detach().flatten()[:64]
+    for first in range(0, n, len(values)):
+        for value in values[: n - first]:
             total += value.item()
     return total

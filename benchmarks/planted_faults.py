@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from faulty_loop import EXPECTED, FAULTS, Loop
+from faulty_loop import EXPECTED, FAULTS, Loop, read_elements
 from side_by_side import arguments, write_result
 
 from coreclip.profiling import Diagnosis, MeasuredSpeedup, StageRecorder, diagnose
@@ -77,6 +77,10 @@ def _magnitude(fault: str, base: float, rng: np.random.Generator) -> Any:
     if fault == "checkpoints":
         period = int(rng.integers(6, 16))
         return base * share * period, period
+    if fault == "element-reads":
+        begin = time.perf_counter()
+        read_elements(torch.zeros(64, 10), 20_000)
+        return round(base * share / 1e3 / ((time.perf_counter() - begin) / 20_000))
     return base * share
 
 

@@ -1249,8 +1249,10 @@ def profile(
         changed = any(trial.kept for trial in improvement.trials)
         result["fix"] = improvement.to_dict() | {"config": str(out) if changed else None}
         if changed:
-            options = f" --threads {improvement.case.threads}" if improvement.case.threads else ""
-            command = f"coreclip train {dataset} RUN --config {out}{options}"
+            chosen = {"subset": subset, "init-from": init_from, "threads": improvement.case.threads}
+            chosen |= {} if device == "auto" else {"device": device}
+            options = [f"--{name}={value}" for name, value in chosen.items() if value is not None]
+            command = shlex.join(["coreclip", "train", str(dataset), "RUN", f"--config={out}", *options])
             write_text(out, improved_toml(improvement, config_to_toml(improvement.case.config), command))
     if html is not None:
         from coreclip.profiling import render_html

@@ -116,7 +116,7 @@ def setting_of(case: Case, measured: MeasuredStep) -> dict[str, Any]:
         "resident": case.config.data.resident,
         "workers": measured.loader.workers,
         "image_size": measured.loader.image_size,
-        "batch_size": measured.loader.batch_size,
+        "batch_size": case.config.data.batch_size,
         "stored": stored,
         "stored_side": side,
     }

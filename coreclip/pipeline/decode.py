@@ -190,10 +190,11 @@ def decode_images(
 @njit(cache=True, nogil=True)
 def touch_pages(address: np.ndarray, n_bytes: np.ndarray) -> int:
     """Have the system bring ranges of mapped memory (uint64 (b,) each) from the disk, as far as they are not there; the sum means nothing."""
-    byte, total = np.empty(1, np.uint8), 0
+    byte, total = np.empty(1, np.uint8), np.int64(0)
     for i in range(address.size):
-        for offset in range(0, np.int64(n_bytes[i]), _PAGE_BYTES):
-            _memcpy(byte.ctypes.data, address[i] + np.uint64(offset), 1)
+        size = np.int64(n_bytes[i])
+        for offset in range(0, size + _PAGE_BYTES, _PAGE_BYTES):
+            _memcpy(byte.ctypes.data, address[i] + np.uint64(max(min(offset, size - 1), 0)), 1)
             total += np.int64(byte[0])
     return total
 

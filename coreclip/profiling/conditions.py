@@ -31,8 +31,6 @@ from coreclip.profiling.system import SystemUse, SystemWindow, combine
 from coreclip.progress import Progress
 
 REAL, COMPUTE, LOADER, REPLAY, COLD = "real", "compute", "loader", "replay", "cold"
-LOADER_STAGES = ("wait", "read", "decode", "augment", "tokens", "collate")
-"""Stages in which the loop's thread waits for a batch, or makes it itself."""
 _DRAWS = 1000
 _KEPT_BATCHES = 8
 
@@ -358,7 +356,7 @@ class _Bench:
         numbered = replace(records, number=np.array([call for _, _, call in labels], dtype=np.int64))
         as_it_is = np.isin(of, (REAL, REPLAY, COMPUTE))
         calls = numbered.take(as_it_is)
-        stalls = find_stalls(calls, waiting=LOADER_STAGES)
+        stalls = find_stalls(calls)
         conditions = {}
         for name in names:
             steps, blocks = numbered.take(of == name), block[of == name]
@@ -394,15 +392,15 @@ class _Bench:
         self._labels.append((label, self._block, self._calls - 1))
 
     def _open_window(self) -> None:
-        elsewhere, probe = self._recorder.elsewhere, LockProbe().start()
-        self._open = SystemWindow(self._cores).start(), elsewhere, probe
+        elsewhere, window = self._recorder.elsewhere, SystemWindow(self._cores).start()
+        self._open = window, elsewhere, LockProbe().start()  # reading the system holds the lock
         self._end_step(0, "")  # so that reading the system is in no measured step
 
     def _close_window(self) -> None:
         if self._open is not None:
             window, elsewhere, probe = self._open
-            use = window.stop()
-            seen = _Window(use, difference(self._recorder.elsewhere, elsewhere), probe.stop())
+            late = probe.stop()
+            seen = _Window(window.stop(), difference(self._recorder.elsewhere, elsewhere), late)
             self._windows.setdefault(self._condition, []).append(seen)
             self._open = None
 
@@ -412,10 +410,7 @@ def _per_step(parts: list[dict[str, ThreadStage]], steps: int) -> dict[str, Thre
     for part in parts:
         for name, stage in part.items():
             sums[name] = stage.plus(sums.get(name))
-    return {
-        name: ThreadStage(stage.milliseconds / steps, stage.cpu_milliseconds / steps, stage.calls)
-        for name, stage in sums.items()
-    }
+    return {name: stage.per(steps) for name, stage in sums.items()}
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 
 from coreclip.errors import CoreclipError
-from coreclip.profiling.conditions import COMPUTE, LOADER, LOADER_STAGES, REAL, Condition, run_conditions
+from coreclip.profiling.conditions import COMPUTE, LOADER, REAL, Condition, run_conditions
+from coreclip.profiling.elsewhere import ThreadStage
 from coreclip.profiling.findings import VERDICTS, Finding, cold_line, find, verdict, with_interval
 from coreclip.profiling.growth import Growth, find_growth
 from coreclip.profiling.readbacks import ReadBack, find_read_backs
-from coreclip.profiling.recorder import StageRecorder, StepRecords
+from coreclip.profiling.recorder import LOADER_STAGES, StageRecorder, StepRecords
 from coreclip.profiling.remedies import Remedy, propose
 from coreclip.profiling.situation import Situation, assess
-from coreclip.profiling.stalls import Stalls, find_stalls
+from coreclip.profiling.stalls import Stalls, find_stalls, without_stalls
 from coreclip.profiling.system import SystemUse, available_cores
 from coreclip.profiling.threadpools import thread_trial
 
@@ -206,6 +207,7 @@ def diagnose_records(
     calls: StepRecords | None = None,
     stalls: Stalls | None = None,
     read_backs: Sequence[ReadBack] = (),
+    threads: Mapping[str, ThreadStage] | None = None,
     timeline: Sequence[list[tuple[str, float, float]]] = (),
     system: SystemUse | None = None,
     cores: float | None = None,
@@ -227,6 +229,8 @@ def diagnose_records(
         What the conditions' blocks are without; without conditions they are sought in ``records``.
     read_backs : sequence of ReadBack
         See :func:`coreclip.profiling.readbacks.find_read_backs`.
+    threads : {str: ThreadStage} or None
+        What other threads spent in the loader's stages, for a step; with conditions theirs are taken.
     timeline : sequence
         Steps to show, of :attr:`StageRecorder.timeline`.
     system : SystemUse or None
@@ -243,7 +247,7 @@ def diagnose_records(
     if cores is None:
         cores = available_cores() if system is None else system.cores
     if conditions is None:
-        stalls = find_stalls(records, waiting=LOADER_STAGES)
+        stalls = find_stalls(records)
     growth = find_growth(records if calls is None else calls, total_steps=total_steps)
     situation = assess(
         records,
@@ -255,12 +259,14 @@ def diagnose_records(
         setting=setting or {},
         total_steps=total_steps,
         read_backs=read_backs,
+        threads=threads or {},
         seed=seed,
     )
     findings = find(situation)
     name, cause = verdict(situation, findings)
     real = float(np.median(situation.draws["real"])) + (0.0 if stalls is None else stalls.milliseconds_per_step)
-    blocks = np.array([part.mean() for part in np.array_split(records.step_milliseconds, min(len(records), 8))])
+    smooth = without_stalls(records, stalls).step_milliseconds
+    blocks = np.array([part.mean() for part in np.array_split(smooth, min(len(records), 8))])
     return Diagnosis(
         verdict=name,
         cause=cause,

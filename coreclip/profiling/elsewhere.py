@@ -17,6 +17,10 @@ class ThreadStage:
     cpu_milliseconds: float
     calls: int
 
+    def per(self, steps: int) -> "ThreadStage":
+        """Return a step's part; calls stay those of all."""
+        return ThreadStage(self.milliseconds / max(steps, 1), self.cpu_milliseconds / max(steps, 1), self.calls)
+
     def minus(self, before: "ThreadStage | None") -> "ThreadStage":
         """Return what came after ``before``."""
         if before is None:
@@ -59,6 +63,12 @@ class Elsewhere:
         """Close the stage that the calling thread opened last."""
         self._own.clock.leave()
 
+    def threads_in(self, name: str) -> int:
+        """Return how many of the threads that live have been in a stage."""
+        with self._lock:
+            clocks = list(self._clocks)
+        return sum(name in clock.spent and clock.thread.is_alive() for clock in clocks)
+
     def totals(self) -> dict[str, ThreadStage]:
         """Return all that was spent so far; what a stage that is still open has spent comes when it ends."""
         with self._lock:
@@ -82,6 +92,7 @@ class _Clock:
     """A thread's stages."""
 
     def __init__(self) -> None:
+        self.thread = threading.current_thread()
         self.spent: dict[str, tuple[int, int, int]] = {}  # wall and CPU nanoseconds, calls
         self._open: list[str] = []
         self._since = self._cpu_since = 0

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from coreclip.profiling.conditions import COLD, LOADER, LOADER_STAGES, REAL, REPLAY, interval
-from coreclip.profiling.recorder import OTHER
+from coreclip.profiling.conditions import COLD, LOADER, REAL, REPLAY, interval
+from coreclip.profiling.recorder import LOADER_STAGES, OTHER
 from coreclip.profiling.situation import Situation
 from coreclip.profiling.threadpools import THREAD_LIMIT
 
@@ -37,6 +37,11 @@ _SATURATED = 0.85  # of the cores busy
 _SLACK = 0.85  # a loader alone that takes this much of a compute step has no slack left
 _IDLE_CORES = 0.3  # a loader that uses less waits for something else than a core
 _LOCK_MILLISECONDS = 0.5  # a thread that is ready gets Python's lock sooner where nobody holds it for long
+_INLINE = 0.7  # of what the loader takes alone: a loop that waits as long overlaps nothing with it
+_KNOWN_WORK = 0.5  # of the loader's time must lie in watched stages, or they are not what it does
+_LEAST_READ = 1 << 16  # bytes a batch: less is a page that comes by
+_MOST_SHARE = 0.95  # of a step that reading tensors back can be: the rest is what they are computed by
+_LEAST_UNWATCHED = 0.5
 _FAULTS = 1000  # fresh pages a step in the loop's thread, 4 MB: fewer cost no milliseconds
 _BARE_STAGES = (*LOADER_STAGES, OTHER)
 
@@ -184,17 +189,19 @@ def _waiting(s: Situation) -> Finding | None:
 def _waits_for_cores(s: Situation) -> bool:
     """Whether the loop waits for a loader that alone would be quick enough, while the cores are full."""
     saturated = starved_share(s) >= LEAST_SHARE or (s.use is not None and s.use.saturation >= _SATURATED)
-    could = s.share("loader") < 0.9 * s.share("compute") if "loader" in s.draws else False
+    if "loader" not in s.draws or np.median(s.draws["wait"]) >= _INLINE * np.median(s.draws["loader"]):
+        return False  # the loop's thread makes its batches itself
+    could = s.share("loader") < 0.9 * s.share("compute")
     return saturated and could and s.share("wait") >= s.share("slowed")
 
 
 def _loader_stages(s: Situation) -> dict[str, float]:
     """Return the milliseconds that each watched stage of the loader takes for a batch, in whatever thread."""
-    elsewhere = s.conditions[LOADER].threads if LOADER in s.conditions else {}
     names = [name for name in LOADER_STAGES if name != "wait"]
-    spent = {
-        name: s.stages.get(name, 0.0) + (elsewhere[name].milliseconds if name in elsewhere else 0.0) for name in names
-    }
+    spent = {name: s.stages.get(name, 0.0) + s.threads.get(name, 0.0) for name in names}
+    known = sum(spent.values())
+    if known < _KNOWN_WORK * float(np.median(s.draws.get("loader", s.draws["wait"]))):
+        return {}
     return {name: milliseconds for name, milliseconds in spent.items() if milliseconds > 0}
 
 
@@ -204,7 +211,8 @@ def _idle_or_computing(s: Situation) -> str:
     if s.loader_cores >= _IDLE_CORES:
         return "computing"
     use = s.conditions[LOADER].use if LOADER in s.conditions else None
-    return "read" if use is not None and (use.read_bytes or 0) > 0 else "idle"
+    batches = 1.0 if use is None else max(use.seconds * 1e3 / s.conditions[LOADER].milliseconds, 1.0)
+    return "read" if use is not None and (use.read_bytes or 0) >= _LEAST_READ * batches else "idle"
 
 
 def _how_the_loader_spends(s: Situation) -> str:
@@ -299,18 +307,18 @@ def _stalls(s: Situation) -> Finding | None:
     real, spread = s.draws["real"], stalls.milliseconds_per_step
     where = "a step" if stalls.stage in (OTHER, "step") else f"stage {stalls.stage!r}"
     gain = (real + spread) / real
-    low, high = interval(gain)
+    slow, fast = interval(gain)
     return Finding(
         verdict="periodic-stall",
         cause=stalls.stage,
         milliseconds=spread,
-        low=spread,
-        high=spread,
+        low=stalls.low / stalls.period,
+        high=stalls.high / stalls.period,
         share=spread / (float(np.median(real)) + spread),
         cause_milliseconds=stalls.milliseconds,
         speedup=float(np.median(gain)),
-        speedup_low=low,
-        speedup_high=high,
+        speedup_low=slow,
+        speedup_high=fast,
         evidence=f"{where} takes {stalls.milliseconds:.1f} ms longer in every {stalls.period}th step ({stalls.seen} seen): "
         f"{spread:.1f} ms a step",
     )
@@ -329,7 +337,8 @@ def _synchronisation(s: Situation) -> Finding | None:
         f"tensors are read back {sum(read.calls for read in s.read_backs):,.0f} times a step, {total:.1f} ms; most by "
         f".{dearest.method}() at {dearest.where}: {dearest.calls:,.0f} times, {dearest.milliseconds:.1f} ms"
     )
-    return _make(s, "synchronisation", np.full_like(s.draws["real"], total), dearest.where, line)
+    loss = np.minimum(total, _MOST_SHARE * s.draws["real"])
+    return _make(s, "synchronisation", loss, dearest.where, line)
 
 
 def _oversubscription(s: Situation) -> Finding | None:
@@ -366,7 +375,10 @@ def _unwatched(s: Situation) -> Finding | None:
     """Time outside any stage, where the loop's own stages are watched at all."""
     if s.conditions or all(stage in _BARE_STAGES for stage in s.stages):
         return None
-    spent = s.stages.get(OTHER, 0.0) * s.draws["real"] / max(sum(s.stages.values()), 1e-9)
+    share = s.stages.get(OTHER, 0.0) / max(sum(s.stages.values()), 1e-9)
+    if share < _LEAST_UNWATCHED:
+        return None
+    spent = share * s.draws["real"]
     line = f"outside any watched stage: {np.median(spent):.1f} ms a step; watch what is there"
     return _make(s, "unwatched", spent, OTHER, line)
 

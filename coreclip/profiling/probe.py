@@ -106,8 +106,9 @@ def probe_delays(
         for turn in range(repeats):
             for name in chosen:
                 for level, share in enumerate(_LEVELS):
-                    # A batch's stage may be entered many times, in several threads: each has its part of the delay.
-                    recorder.delays = {name: share * base / 1e3 / max(entered[name], 1.0)}
+                    # A batch's stage may be entered many times: each has its part of the delay. Threads wait it out side by side.
+                    threads = max(recorder.threads_in(name), 1)
+                    recorder.delays = {name: share * base / 1e3 * min(threads / max(entered[name], 1.0), 1.0)}
                     try:
                         times[name][turn, level], _ = bench.run(warmup, steps)
                     finally:
@@ -150,7 +151,7 @@ class _Probe:
             empty = empty + 1 if done == at_start else 0
             if empty > 1:
                 raise CoreclipError("the loader yields no batch; it must yield some each time it is iterated")
-        records = recorder.records
+        records = recorder.finish()
         records = records.take(records.number >= begin + warmup)
         for name, stage in recorder.elsewhere.items():
             entered[name] = (stage.calls - before.get(name, 0)) / done

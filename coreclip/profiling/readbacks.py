@@ -1,13 +1,14 @@
 """Where a step reads tensors back into Python: ``.item()``, ``.tolist()``, ``.cpu()``, ``float(tensor)`` and the like, by line.
 
-On a GPU each makes the host wait until the device is idle; on a CPU a loop that reads a tensor element by element takes as
-long as the reading. For a few steps those methods are replaced by ones that look at the clock and at who called. Reads of
-one line that follow each other closely are one reading: what is between them, an indexing say, is its cost too. Left out:
-reads within torch's own compiled code.
+On a CPU a loop that reads a tensor element by element takes as long as the reading. For a few steps those methods are
+replaced by ones that look at the clock and at who called. Reads that follow each other closely are one reading: what is
+between them, an indexing say, is the cost of the one that follows. Left out: tensors of a GPU, where a read waits for work
+that has to be done anyway, and reads within torch's own compiled code.
 """
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -83,16 +84,10 @@ def find_read_backs(run: Callable[[], int], *, recorder: StageRecorder) -> list[
 class _Spent:
     """What a line has spent so far."""
 
-    __slots__ = ("calls", "last_end", "seconds")
+    __slots__ = ("calls", "seconds")
 
     def __init__(self) -> None:
-        self.calls, self.seconds, self.last_end = 0, 0.0, -1.0
-
-    def add(self, begin: float, end: float) -> None:
-        close = begin - self.last_end < _CLOSE_SECONDS
-        self.seconds += end - (self.last_end if close else begin)
-        self.calls += 1
-        self.last_end = end
+        self.calls, self.seconds = 0, 0.0
 
 
 @contextlib.contextmanager
@@ -103,9 +98,10 @@ def _watched_reads(spent: dict[_Line, _Spent], recorder: StageRecorder) -> Itera
     kind = torch.Tensor
     originals = {name: getattr(kind, name) for name in _METHODS}
     own = {name for name in _METHODS if name in vars(kind)}
+    last_end = [-1.0]
     try:
         for name, original in originals.items():
-            setattr(kind, name, _timed(original, name, spent, recorder))
+            setattr(kind, name, _timed(original, name, spent, recorder, last_end))
         cost = _cost_of_watching(torch.zeros(()), originals["item"])
         spent.clear()
         yield cost
@@ -118,18 +114,26 @@ def _watched_reads(spent: dict[_Line, _Spent], recorder: StageRecorder) -> Itera
 
 
 def _timed(
-    original: Callable[..., Any], name: str, spent: dict[_Line, _Spent], recorder: StageRecorder
+    original: Callable[..., Any], name: str, spent: dict[_Line, _Spent], recorder: StageRecorder, last_end: list[float]
 ) -> Callable[..., Any]:
+    thread = threading.get_ident()
+
     @wraps(original)
     def timed(*args: Any, **kwargs: Any) -> Any:
         begin = time.perf_counter()
         result = original(*args, **kwargs)
+        if args[0].is_cuda or threading.get_ident() != thread:
+            return result
         frame: FrameType = sys._getframe(1)
         key = (frame.f_code.co_filename, frame.f_lineno, name, recorder.running)
         line = spent.get(key)
         if line is None:
             line = spent[key] = _Spent()
-        line.add(begin, time.perf_counter())
+        is_close = begin - last_end[0] < _CLOSE_SECONDS
+        end = time.perf_counter()
+        line.seconds += end - (last_end[0] if is_close else begin)
+        line.calls += 1
+        last_end[0] = end
         return result
 
     return timed

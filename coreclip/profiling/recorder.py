@@ -10,6 +10,7 @@ threads, a loader's say, are added up beside the steps.
 import functools
 import sys
 import time
+import types
 from array import array
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -26,6 +27,8 @@ from coreclip.errors import CoreclipError
 from coreclip.profiling.elsewhere import Elsewhere, ThreadStage
 
 OTHER = "other"
+LOADER_STAGES = ("wait", "read", "decode", "augment", "tokens", "collate")
+"""Stages in which the loop's thread waits for a batch, or makes it itself."""
 _STEP_END = -1
 _SHOWN_CUTS = 4096  # of the time line, for a picture of the newest steps
 
@@ -65,6 +68,10 @@ class StepRecords:
 
     def __len__(self) -> int:
         return len(self.number)
+
+    def threads_in(self, name: str) -> int:
+        """Return how many other threads than the loop's have been in a stage."""
+        return self._elsewhere.threads_in(name)
 
     @property
     def timeline(self) -> np.ndarray:
@@ -222,7 +229,8 @@ class StageRecorder:
             When it is neither.
         """
         if callable(target):
-            return self._watch_callable(name, target)
+            watched = self._watch_callable(name, target)
+            return watched if _is_function(target) else WatchedCallable(target, watched)
         if hasattr(target, "__iter__"):
             return WatchedIterable(target, lambda iterable: self.iterate(name, iterable))
         raise CoreclipError(
@@ -282,6 +290,10 @@ class StageRecorder:
     def elsewhere(self) -> dict[str, ThreadStage]:
         """What other threads than the loop's have spent in each stage so far."""
         return self._elsewhere.totals()
+
+    def threads_in(self, name: str) -> int:
+        """Return how many other threads than the loop's have been in a stage."""
+        return self._elsewhere.threads_in(name)
 
     @property
     def timeline(self) -> list[list[tuple[str, float, float]]]:
@@ -346,8 +358,10 @@ class StageRecorder:
             self._device.cut(slot)
 
     def _drop(self, n: int) -> None:
-        for rows in (*self._rows_wall, *self._rows_cpu, *self._rows_levels.values(), self._items):
+        for rows in (*self._rows_wall, *self._rows_cpu, self._items):
             del rows[:n]
+        for levels in self._rows_levels.values():
+            del levels[:n]
         self._dropped += n
         if self._device is not None:
             self._device.drop(n)
@@ -396,6 +410,25 @@ def _within(outer: AbstractContextManager[object], stage: _Stage) -> Iterator[No
         yield
 
 
+class WatchedCallable:
+    """An object whose calls are ``call``'s, e.g. a model; everything else is the original's."""
+
+    def __init__(self, original: Any, call: Callable[..., Any]) -> None:
+        self._original, self._call = original, call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._original, name)
+
+
+def _is_function(target: object) -> bool:
+    return isinstance(target, (types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial, type))
+
+
 class WatchedIterable:
     """An iterable whose iterations are those of ``iterate(iterable)``; everything else is the original's."""
 
@@ -408,7 +441,12 @@ class WatchedIterable:
     def __len__(self) -> int:
         return len(self._iterable)  # type: ignore[arg-type]  # TypeError, as of the original, where it has none
 
+    def __bool__(self) -> bool:
+        return bool(self._iterable)
+
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what copies and pickles ask for before there is an original
+            raise AttributeError(name)
         return getattr(self._iterable, name)
 
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from coreclip.profiling.conditions import COMPUTE, LOADER, LOADER_STAGES, REAL, Condition, resample
+from coreclip.profiling.conditions import COMPUTE, LOADER, REAL, Condition, resample
+from coreclip.profiling.elsewhere import ThreadStage
 from coreclip.profiling.growth import Growth
 from coreclip.profiling.readbacks import ReadBack
-from coreclip.profiling.recorder import StepRecords
+from coreclip.profiling.recorder import LOADER_STAGES, StepRecords
 from coreclip.profiling.stalls import Stalls, without_stalls
 from coreclip.profiling.system import SystemUse
 
@@ -45,6 +46,8 @@ class Situation:
     read_backs : sequence of ReadBack
     stages : {name: float}
         Milliseconds per step of the loop's stages.
+    threads : {name: float}
+        Milliseconds per step that other threads spent in the loader's stages, undisturbed where that was measured.
     """
 
     draws: Mapping[str, np.ndarray]
@@ -59,6 +62,7 @@ class Situation:
     use: SystemUse | None = None
     read_backs: Sequence[ReadBack] = ()
     stages: Mapping[str, float] = field(default_factory=dict)
+    threads: Mapping[str, float] = field(default_factory=dict)
 
     def share(self, name: str) -> float:
         """Return the part of a step (0..1) that a cost takes; 0 where it was not measured."""
@@ -78,6 +82,7 @@ def assess(
     setting: Mapping[str, Any],
     total_steps: int | None,
     read_backs: Sequence[ReadBack],
+    threads: Mapping[str, ThreadStage],
     seed: int,
 ) -> Situation:
     """Turn measurements into costs; ``records`` are the real condition's blocks in order where there are conditions."""
@@ -107,6 +112,7 @@ def assess(
         conditions=conditions,
         use=use,
         read_backs=read_backs,
+        threads={name: stage.milliseconds for name, stage in (threads if loader is None else loader.threads).items()},
         stages=dict(zip(smooth.stages, smooth.timeline.mean(axis=0).tolist(), strict=True)),
     )
 

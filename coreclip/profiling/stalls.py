@@ -1,7 +1,8 @@
 """Stalls that come back: every so many steps one that takes much longer, as where a checkpoint is written.
 
 Steps that a busy machine delays are long too, but not at equal distances. So a stall is a class of calls, number = r mod P,
-all of which are long while the others are not. Left out: stalls that time, not the step's number, brings about.
+all of which are long, while most calls that are long lie in it. Left out: stalls that time, not the step's number, brings
+about, and work that is spread over steps on purpose (gradients of several batches before an optimiser's step).
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -9,12 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from coreclip.profiling.recorder import StepRecords
+from coreclip.profiling.recorder import LOADER_STAGES, StepRecords
 
 _LEAST_CALLS = 3  # of a class
 _LEAST_EXCESS = 0.5  # of a median step, each
-_CLEAR = 2.0  # times the excess that all but few of the other calls stay below
-_ORDINARY = 95  # per cent of the other calls
+_MOST_ELSEWHERE = 0.5  # of the long calls may lie outside the class
+_MOST_RECORDS = 2000  # the newest ones
+_MOST_PERIOD = 500
+_OWN_WORK = ("forward", "backward", "optimiser")
+_SHORT_PERIOD = 4  # of the model's own work: it gathers gradients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +31,8 @@ class Stalls:
         The stage that takes longer in them.
     period, first : int
         Calls ``first``, ``first + period``, ... have it.
-    milliseconds : float
-        What each of them takes beyond the others.
+    milliseconds, low, high : float
+        What each of them takes beyond the others: the median, with the lower and upper quartile.
     seen : int
         How many were measured.
     """
@@ -37,6 +41,8 @@ class Stalls:
     period: int
     first: int
     milliseconds: float
+    low: float
+    high: float
     seen: int
 
     @property
@@ -53,7 +59,7 @@ class Stalls:
         return {**asdict(self), "milliseconds_per_step": self.milliseconds_per_step}
 
 
-def find_stalls(records: StepRecords, *, waiting: tuple[str, ...] = ("wait",)) -> Stalls | None:
+def find_stalls(records: StepRecords, *, waiting: tuple[str, ...] = LOADER_STAGES) -> Stalls | None:
     """Return the stall that costs most, where one comes back at equal distances in calls; else None.
 
     Parameters
@@ -63,41 +69,52 @@ def find_stalls(records: StepRecords, *, waiting: tuple[str, ...] = ("wait",)) -
     waiting : tuple of str
         Stages that are not looked at: a loader's stalls are its own.
     """
+    records = records.take(np.arange(len(records)) >= len(records) - _MOST_RECORDS)
     if len(records) < 2 * _LEAST_CALLS:
         return None
     times = records.step_milliseconds - records.column(*waiting)
     excess = times - np.median(times)
-    least = _LEAST_EXCESS * max(float(np.median(times)), 1e-9)
-    number = records.number
-    best, worth = None, 0.0
-    for period in range(2, int(number[-1] - number[0]) // (_LEAST_CALLS - 1) + 1):
-        # Only classes of calls that are long can be the one.
-        for phase in np.unique(number[excess >= least] % period):
-            inside = number % period == phase
-            if inside.sum() < _LEAST_CALLS or inside.all():
-                continue
-            smallest = float(excess[inside].min())
-            ordinary = float(np.percentile(excess[~inside], _ORDINARY))
-            cost = float(excess[inside].mean()) / period
-            if smallest >= max(least, _CLEAR * ordinary) and cost > worth:
-                best, worth = (period, inside), cost
-    if best is None:
+    is_long = excess >= _LEAST_EXCESS * max(float(np.median(times)), 1e-9)
+    if is_long.sum() < _LEAST_CALLS or is_long.mean() > 0.5:
         return None
-    period, inside = best
+    period, phase = _best_class(records.number, excess, is_long)
+    if not period:
+        return None
+    inside = records.number % period == phase
     gains = {
-        stage: float(np.median(column[inside]) - np.median(column[~inside]))
+        stage: np.percentile(column[inside], (25, 50, 75)) - np.median(column[~inside])
         for stage in records.stages
         if stage not in waiting
         for column in [records.column(stage)]
     }
-    stage = max(gains, key=gains.__getitem__)
+    stage = max(gains, key=lambda name: float(gains[name][1]))
+    if stage in _OWN_WORK and period <= _SHORT_PERIOD:
+        return None
+    low, median, high = gains[stage].tolist()
     return Stalls(
         stage=stage,
         period=period,
-        first=int(number[inside][0]),
-        milliseconds=gains[stage],
+        first=int(records.number[inside][0]),
+        milliseconds=median,
+        low=low,
+        high=high,
         seen=int(inside.sum()),
     )
+
+
+def _best_class(number: np.ndarray, excess: np.ndarray, is_long: np.ndarray) -> tuple[int, int]:
+    """Return period and phase of the dearest class whose calls are all long and hold most long calls; (0, 0) for none."""
+    best, worth = (0, 0), 0.0
+    needed = max(_LEAST_CALLS, (1 - _MOST_ELSEWHERE) * int(is_long.sum()))
+    last = min(int(number[-1] - number[0]) // (_LEAST_CALLS - 1), _MOST_PERIOD)
+    for period in range(2, last + 1):
+        phases, counts = np.unique(number[is_long] % period, return_counts=True)
+        for phase in phases[counts >= needed].tolist():
+            inside = number % period == phase
+            cost = float(excess[inside].sum())
+            if cost > worth and is_long[inside].all() and not inside.all():
+                best, worth = (period, phase), cost
+    return best
 
 
 def without_stalls(records: StepRecords, stalls: Stalls | None) -> StepRecords:

@@ -264,14 +264,15 @@ class _Snapshot:
 
 
 def _snapshot() -> _Snapshot:
+    usage, reader_usage = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_THREAD)
     resident = _numbers(_read(PROC / "self" / "statm"))
     machine, steal = _machine_seconds(_read(PROC / "stat"))
     return _Snapshot(
         threads=read_threads(),
         children=_child_clocks(),
-        usage=resource.getrusage(resource.RUSAGE_SELF),
+        usage=usage,
         reader=threading.get_native_id(),
-        reader_usage=resource.getrusage(resource.RUSAGE_THREAD),
+        reader_usage=reader_usage,
         memory_stall_seconds=_memory_stall_seconds(_read(PROC / "pressure" / "memory")),
         cgroup=read_cgroup(),
         rss_bytes=resident[1] * _PAGE if len(resident) > 1 else None,

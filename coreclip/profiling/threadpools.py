@@ -35,18 +35,16 @@ def computing_threads() -> int:
 def limited_threads(threads: int) -> Iterator[None]:
     """Let torch and BLAS libraries compute on at most ``threads`` threads inside."""
     with contextlib.ExitStack() as stack:
+        if "torch" in sys.modules:
+            import torch
+
+            before = torch.get_num_threads()  # first: the limit below changes what torch says
+            stack.callback(torch.set_num_threads, before)
         with contextlib.suppress(ImportError):
-            from threadpoolctl import threadpool_limits
+            from threadpoolctl import threadpool_info, threadpool_limits
 
-            stack.enter_context(threadpool_limits(limits=threads))
-        if "torch" not in sys.modules:
-            yield
-            return
-        import torch
-
-        before = torch.get_num_threads()
-        torch.set_num_threads(min(before, threads))
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+            fewer = {pool["prefix"]: min(pool["num_threads"], threads) for pool in threadpool_info()}
+            stack.enter_context(threadpool_limits(limits=fewer))
+        if "torch" in sys.modules:
+            torch.set_num_threads(min(before, threads))
+        yield

@@ -55,7 +55,7 @@ class Watcher:
         """
         if name == WAIT and hasattr(target, "__iter__") and not callable(target):
             return WatchedIterable(target, self._loop)  # type: ignore[return-value]  # stands in for the target
-        return self.recorder.watch(name, target)  # type: ignore[no-any-return]
+        return self.recorder.watch(name, target)
 
     def diagnosis(self, **setting: Any) -> Diagnosis:
         """Judge the loop as far as it has come.
@@ -70,7 +70,8 @@ class Watcher:
         CoreclipError
             When fewer than 4 steps have come after the warm-up.
         """
-        records = self.recorder.finish().skip(self._warmup)
+        records = self.recorder.finish()
+        records = records.take(records.number >= self._warmup)
         if len(records) < _LEAST_STEPS:
             raise CoreclipError(
                 f"{self.recorder.n_steps} steps were watched, of which the first {self._warmup} are warm-up: at least {_LEAST_STEPS} "
@@ -79,6 +80,7 @@ class Watcher:
         return diagnose_records(
             records,
             system=self._use(),
+            threads={name: stage.per(self.recorder.n_steps) for name, stage in self.recorder.elsewhere.items()},
             timeline=self.recorder.timeline[-6:],
             setting=setting,
             total_steps=self._total,

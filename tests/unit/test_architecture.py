@@ -17,9 +17,9 @@ MAY_IMPORT = {
     "training": {"training", "pipeline", "selection"},
     "profiling": {"profiling"},
 }
-LEAVES = {"errors", "files", "progress", "randomness", "config", "pages", "presets"}
+LEAVES = {"errors", "files", "progress", "randomness", "config", "pages", "presets", "watch"}
 COMPOSERS = {
-    "cli", "demo", "demo_truth", "report", "search_report", "selection_pool", "selection_report", "settings_page",
+    "cli", "demo", "demo_truth", "profiled", "remedied", "report", "search_report", "selection_pool", "selection_report", "settings_page",
 }  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def test_without_losses_the_longest_stage_computes():
 
 
 def test_stall_is_shared_out_among_the_steps():
-    stalls = Stalls(stage="logging", period=10, first=0, milliseconds=300, seen=5)
+    stalls = Stalls(stage="logging", period=10, first=0, milliseconds=300, low=290, high=310, seen=5)
     (name, cause), found = judged(situation(stalls=stalls))
     assert (name, cause) == ("periodic-stall", "logging")
     assert found[name].milliseconds == pytest.approx(30)
