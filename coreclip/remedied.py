@@ -115,9 +115,9 @@ def try_remedies(case: Case, *, steps: int, minutes: float, any_result: bool = F
     """
     if not minutes > 0:
         raise CoreclipError(f"minutes = {minutes} is not allowed: above 0; give the remedies some time")
-    begin = time.monotonic()
     best, trials, tried = case, list[Trial](), set[str]()
     complete, queue = False, _changes(case, steps, any_result)
+    begin = time.monotonic()
     while time.monotonic() - begin < 60 * minutes:
         waiting = [item for item in queue if _key(item[1]) not in tried and not _is_made(best, item[1])]
         if not waiting:

@@ -25,7 +25,7 @@ import numpy as np
 from coreclip.errors import CoreclipError
 from coreclip.profiling.elsewhere import ThreadStage, difference
 from coreclip.profiling.lockprobe import LockProbe
-from coreclip.profiling.recorder import StageRecorder, StepRecords, count_items
+from coreclip.profiling.recorder import LOADER_STAGES, StageRecorder, StepRecords, count_items
 from coreclip.profiling.stalls import Stalls, find_stalls, without_stalls
 from coreclip.profiling.system import SystemUse, SystemWindow, combine
 from coreclip.progress import Progress
@@ -356,7 +356,9 @@ class _Bench:
         numbered = replace(records, number=np.array([call for _, _, call in labels], dtype=np.int64))
         as_it_is = np.isin(of, (REAL, REPLAY, COMPUTE))
         calls = numbered.take(as_it_is)
-        stalls = find_stalls(calls)
+        busy = calls.step_milliseconds - calls.column(*LOADER_STAGES)
+        levels = {name: np.median(busy[of[as_it_is] == name]) for name in (REAL, REPLAY, COMPUTE)}
+        stalls = find_stalls(calls, level=np.array([levels[name] for name in of[as_it_is]]))
         conditions = {}
         for name in names:
             steps, blocks = numbered.take(of == name), block[of == name]

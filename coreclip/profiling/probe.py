@@ -99,6 +99,7 @@ def probe_delays(
         )
     bench = _Probe(step, loader, recorder)
     base, entered = bench.run(warmup, steps)
+    side_by_side = bench.threads
     chosen = list(stages) or [STEP, *sorted(name for name in recorder.elsewhere)]
     chosen = [name for name in chosen if entered.get(name)]
     times = {name: np.zeros((repeats, len(_LEVELS))) for name in chosen}
@@ -107,8 +108,8 @@ def probe_delays(
             for name in chosen:
                 for level, share in enumerate(_LEVELS):
                     # A batch's stage may be entered many times: each has its part of the delay. Threads wait it out side by side.
-                    threads = max(recorder.threads_in(name), 1)
-                    recorder.delays = {name: share * base / 1e3 * min(threads / max(entered[name], 1.0), 1.0)}
+                    part = min(side_by_side.get(name, 1) / max(entered[name], 1.0), 1.0)
+                    recorder.delays = {name: share * base / 1e3 * part}
                     try:
                         times[name][turn, level], _ = bench.run(warmup, steps)
                     finally:
@@ -132,6 +133,7 @@ class _Probe:
 
     def __init__(self, step: Callable[[Any], object], loader: Iterable[Any], recorder: StageRecorder) -> None:
         self._step, self._loader, self._recorder = step, loader, recorder
+        self.threads: dict[str, int] = {}  # that live, and were in each stage
 
     def run(self, warmup: int, steps: int) -> tuple[float, dict[str, float]]:
         """Return the median milliseconds of a step, and how often each stage was entered in one."""
@@ -147,6 +149,7 @@ class _Probe:
                 done += 1
                 if done >= warmup + steps + 1:  # a step ends when the next batch is asked for
                     break
+            self.threads = {name: max(recorder.threads_in(name), 1) for name in recorder.elsewhere}
             batches.close()
             empty = empty + 1 if done == at_start else 0
             if empty > 1:

@@ -69,10 +69,6 @@ class StepRecords:
     def __len__(self) -> int:
         return len(self.number)
 
-    def threads_in(self, name: str) -> int:
-        """Return how many other threads than the loop's have been in a stage."""
-        return self._elsewhere.threads_in(name)
-
     @property
     def timeline(self) -> np.ndarray:
         """float64 (steps, s): the device's time line where it is complete, else the host's."""

@@ -59,22 +59,29 @@ class Stalls:
         return {**asdict(self), "milliseconds_per_step": self.milliseconds_per_step}
 
 
-def find_stalls(records: StepRecords, *, waiting: tuple[str, ...] = LOADER_STAGES) -> Stalls | None:
+def find_stalls(
+    records: StepRecords, *, level: np.ndarray | None = None, waiting: tuple[str, ...] = LOADER_STAGES
+) -> Stalls | None:
     """Return the stall that costs most, where one comes back at equal distances in calls; else None.
 
     Parameters
     ----------
     records : StepRecords
         Calls may be missing among them.
+    level : float64 (steps,) or None
+        What a call ordinarily takes, milliseconds without waiting, where the records are of several conditions; None for the
+        median of all.
     waiting : tuple of str
         Stages that are not looked at: a loader's stalls are its own.
     """
-    records = records.take(np.arange(len(records)) >= len(records) - _MOST_RECORDS)
+    newest = np.arange(len(records)) >= len(records) - _MOST_RECORDS
+    records = records.take(newest)
     if len(records) < 2 * _LEAST_CALLS:
         return None
     times = records.step_milliseconds - records.column(*waiting)
-    excess = times - np.median(times)
-    is_long = excess >= _LEAST_EXCESS * max(float(np.median(times)), 1e-9)
+    usual = np.full(len(times), np.median(times)) if level is None else level[newest]
+    excess = times - usual
+    is_long = excess >= _LEAST_EXCESS * np.maximum(usual, 1e-9)
     if is_long.sum() < _LEAST_CALLS or is_long.mean() > 0.5:
         return None
     period, phase = _best_class(records.number, excess, is_long)
@@ -91,6 +98,8 @@ def find_stalls(records: StepRecords, *, waiting: tuple[str, ...] = LOADER_STAGE
     if stage in _OWN_WORK and period <= _SHORT_PERIOD:
         return None
     low, median, high = gains[stage].tolist()
+    if median <= 0:  # long in sum, but in no stage of its own
+        return None
     return Stalls(
         stage=stage,
         period=period,

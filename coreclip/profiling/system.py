@@ -147,7 +147,7 @@ class SystemWindow:
     def start(self) -> Self:
         """Open the window."""
         self._caller = threading.get_native_id()
-        self._begin = _snapshot()
+        self._begin = _snapshot(is_end=False)
         self._start = time.perf_counter()  # last, so that sampling is not in the window's time
         return self
 
@@ -155,7 +155,7 @@ class SystemWindow:
         """Close the window and return what happened in it."""
         seconds = time.perf_counter() - self._start
         assert self._begin is not None, "stop() without start()"
-        self._use = _difference(self._begin, _snapshot(), seconds, self._cores, self._caller)
+        self._use = _difference(self._begin, _snapshot(is_end=True), seconds, self._cores, self._caller)
         return self._use
 
     @property
@@ -263,23 +263,31 @@ class _Snapshot:
     steal_seconds: float | None
 
 
-def _snapshot() -> _Snapshot:
-    usage, reader_usage = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_THREAD)
+def _snapshot(*, is_end: bool) -> _Snapshot:
+    """Read all clocks; the own ones nearest to the window, so that what the reading takes is not in it."""
+    usages = _usages()
     resident = _numbers(_read(PROC / "self" / "statm"))
     machine, steal = _machine_seconds(_read(PROC / "stat"))
+    threads, children, cgroup = read_threads(), _child_clocks(), read_cgroup()
+    stalled = _memory_stall_seconds(_read(PROC / "pressure" / "memory"))
+    usage, reader_usage = usages if is_end else _usages()
     return _Snapshot(
-        threads=read_threads(),
-        children=_child_clocks(),
+        threads=threads,
+        children=children,
         usage=usage,
         reader=threading.get_native_id(),
         reader_usage=reader_usage,
-        memory_stall_seconds=_memory_stall_seconds(_read(PROC / "pressure" / "memory")),
-        cgroup=read_cgroup(),
+        memory_stall_seconds=stalled,
+        cgroup=cgroup,
         rss_bytes=resident[1] * _PAGE if len(resident) > 1 else None,
         read_bytes=_key_values(_read(PROC / "self" / "io").replace(":", "")).get("read_bytes"),
         machine_seconds=machine,
         steal_seconds=steal,
     )
+
+
+def _usages() -> tuple[resource.struct_rusage, resource.struct_rusage]:
+    return resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_THREAD)
 
 
 def _difference(a: _Snapshot, b: _Snapshot, seconds: float, cores: float, caller: int) -> SystemUse:

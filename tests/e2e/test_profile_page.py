@@ -26,9 +26,9 @@ def browse(folder, *arguments):
     return subprocess.run(command, capture_output=True, timeout=120, check=True)
 
 
-def screenshot(page, folder, width, height=6000):
+def screenshot(page, folder, width, height=6000, *more):
     picture = folder / "page.png"
-    browse(folder, f"--screenshot={picture}", f"--window-size={width},{height}", page.as_uri())
+    browse(folder, *more, f"--screenshot={picture}", f"--window-size={width},{height}", page.as_uri())
     with Image.open(io.BytesIO(picture.read_bytes())) as image:
         return np.asarray(image.convert("RGB")).astype(int)
 
@@ -49,7 +49,7 @@ def test_stages_conditions_and_roofline_are_drawn(page, tmp_path):
         pixels, _ = area(picture, colour)
         assert pixels > 500, stage  # a bar, and pieces of the time line
     assert area(picture, "#9aa8bd")[0] > 500  # the conditions' bars
-    assert area(picture, "#51607a")[1] > 300  # the roof
+    assert area(picture, "#0b7a6f")[0] + area(picture, "#b7702b")[0] > 100  # operators under the roof, and the loader's parts
     assert text.count("<figure>") == text.count("</figure>") >= 4
 
 
@@ -64,8 +64,10 @@ def test_pictures_lie_within_the_page_on_a_desk_and_on_a_phone(page, tmp_path):
         assert scrolled <= inner, width
 
 
-def test_dark_mode_keeps_text_readable(page, tmp_path):
+def test_dark_mode_is_dark_with_light_text(page, tmp_path):
     light = screenshot(page, tmp_path, 1200, 800)
-    assert light[5, 5].sum() > 700  # paper
-    text = (light.sum(axis=2) < 250).mean()
-    assert 0.002 < text < 0.5
+    dark = screenshot(page, tmp_path, 1200, 800, "--blink-settings=preferredColorScheme=0")
+    assert light[5, 5].sum() > 700
+    assert dark[5, 5].sum() < 150
+    assert 0.002 < (light.sum(axis=2) < 250).mean() < 0.5
+    assert 0.002 < (dark.sum(axis=2) > 550).mean() < 0.5

@@ -82,7 +82,7 @@ def test_slower_step_without_waiting_is_contention():
 
 
 def test_waiting_for_a_loader_that_alone_is_quick_is_contention_where_the_cores_are_full():
-    records, conditions = _records(wait=40, step=100), _conditions(140, 100, 50)
+    records, conditions = _records(wait=40, step=100), _conditions(140, 100, 80)
     assert _judge(records, conditions, system=_system(busy_cores=1.9)).verdict == "contention"
     assert _judge(records, conditions, system=_system(busy_cores=1.0)).verdict == "data-bound"
 

@@ -91,7 +91,9 @@ def test_loaders_dearest_stage_is_the_cause_and_hidden_work_saves_nothing():
         name: condition(name, milliseconds, threads=threads)
         for name, milliseconds in (("real", 150.0), ("compute", 100.0), ("loader", 150.0))
     }
-    (name, cause), found = judged(situation(wait=50.0, loader=150.0, conditions=conditions))
+    (name, cause), found = judged(
+        situation(wait=50.0, loader=150.0, conditions=conditions, threads={"read": 90.0, "decode": 60.0})
+    )
     assert (name, cause) == ("data-bound", "read")
     assert found[name].cause_milliseconds == pytest.approx(90)
     # Without reading the loader takes 60 ms, less than the step: all waiting goes.

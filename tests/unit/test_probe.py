@@ -61,7 +61,7 @@ def test_opinions_are_those_of_the_queue(reading, computing, opinions):
 def test_stages_that_are_never_entered_are_left_out():
     recorder = StageRecorder()
     found = probe_delays(
-        lambda batch: time.sleep(0.005), [[0]] * 20, recorder=recorder, stages=("step", "nothing"), steps=4, warmup=1, repeats=2
+        lambda batch: time.sleep(0.02), [[0]] * 20, recorder=recorder, stages=("step", "nothing"), steps=4, warmup=1, repeats=3
     )  # fmt: skip
     assert [one.stage for one in found] == ["step"]
     assert found[0].to_dict()["opinion"] == "critical"

@@ -38,8 +38,8 @@ def test_milliseconds_are_those_of_the_whole_loop():
     def read():
         begin = time.perf_counter()
         total = 0.0
-        for value in tensor:
-            total += value.item()
+        for i in range(len(tensor)):
+            total += tensor[i].item()
         spent.append((time.perf_counter() - begin) * 1e3)
         return 1
 

@@ -28,10 +28,10 @@ def case(tmp_path_factory):
 def test_profile_has_all_that_a_report_shows(case, tmp_path):
     result = profile_case(case, steps=8, repeats=2, cold=True, trace=tmp_path / "trace.json")
     assert {"read", "entropy_decode", "inverse_dct", "resize_and_colour", "tokens"} <= set(result["loader_stages"])
-    assert list(result["conditions"]) == ["real", "replay", "compute", "loader", "cold"]
+    assert list(result["conditions"])[:5] == ["real", "replay", "compute", "loader", "cold"]
     assert {"wait", "transfer", "forward", "backward", "optimiser"} <= set(result["stages"])
     assert result["roofline"]["flops"] > 0
-    assert result["gauges"]["batches ready"]["p95"] <= 2
+    assert 0 <= result["gauges"]["batches ready"]["mean"] <= 2
     assert len(result["timeline"]) >= 2
     assert '"name": "forward"' in (tmp_path / "trace.json").read_text()
     assert "entropy decode" in render_text(result)
@@ -46,9 +46,14 @@ def test_a_case_against_itself_is_no_improvement(case):
     assert same.high > 0.95
 
 
-def test_remedies_are_tried_one_at_a_time_and_the_configuration_can_be_read_back(case, tmp_path):
-    improvement = try_remedies(case, steps=8, minutes=0.2)
-    assert improvement.trials
+def test_remedies_are_tried_one_at_a_time_and_the_configuration_can_be_read_back(case, tmp_path, monkeypatch):
+    listed = [("loader-threads", {"data.workers": 1}), ("resident-data", {"data.resident": True})]
+    monkeypatch.setattr("coreclip.remedied._listed_changes", lambda: iter(listed))
+    threads = torch.get_num_threads()
+    improvement = try_remedies(case, steps=8, minutes=5)
+    assert improvement.complete
+    measured = [trial for trial in improvement.trials if trial.measured_speedup is not None]
+    assert len(measured) >= 2
     for trial in improvement.trials:
         assert (trial.measured_speedup is None) == bool(trial.note)
         assert not trial.kept or trial.measured_low > 1
@@ -56,7 +61,7 @@ def test_remedies_are_tried_one_at_a_time_and_the_configuration_can_be_read_back
     (tmp_path / "improved.toml").write_text(toml)
     assert toml.startswith(MARK)
     assert load_config(tmp_path / "improved.toml") == improvement.case.config
-    assert torch.get_num_threads() >= 1
+    assert torch.get_num_threads() == threads
 
 
 def test_measurements_are_put_beside_their_predictions():

@@ -59,7 +59,8 @@ def test_stages_of_the_loaders_threads_name_the_cause():
     for _ in watcher.watch("wait", Loader()):
         time.sleep(0.002)
     assert watcher.recorder.elsewhere["read"].calls == 16
-    assert watcher.diagnosis().verdict == "data-bound"
+    diagnosis = watcher.diagnosis()
+    assert (diagnosis.verdict, diagnosis.cause) == ("data-bound", "read")
 
 
 def test_time_that_nobody_watches_is_said_so():
