@@ -9,7 +9,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PEERS := .venv-peers
 OPEN_CLIP := .venv-open-clip
-BENCH_MODULES := benchmarks/photographs.py benchmarks/side_by_side.py benchmarks/fresh.py
+BENCH_MODULES := benchmarks/faulty_loop.py benchmarks/photographs.py benchmarks/side_by_side.py benchmarks/fresh.py
 # These want more than a command line: a GPU, Flickr8k and open_clip, a trained run.
 BENCH_APART := benchmarks/gpu.py benchmarks/flickr8k.py benchmarks/flickr8k_options.py benchmarks/training_speed.py \
     benchmarks/export_accuracy.py benchmarks/open_clip_parity.py

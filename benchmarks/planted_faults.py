@@ -24,6 +24,9 @@ from coreclip.profiling import Diagnosis, MeasuredSpeedup, StageRecorder, diagno
 from coreclip.profiling.remedies import compare
 
 _STEPS, _WARMUP, _REPEATS = 40, 6, 5
+_RUN = 240  # steps of the run that growing costs are projected to
+_ALIKE = ({"loader-sleeps", "throttled-reads"}, {"loader-holds-the-lock", "loader-takes-the-cores"})  # one verdict for both
+_VISIBLE = 0.10  # of a step: a fault that costs less is to be called nothing
 _QUIET = ("compute-bound", "balanced")
 _CLOSE = 1.25  # two losses of a pair that differ by less have no right order
 
@@ -54,7 +57,7 @@ def main() -> None:
     outcomes: dict[str, list[Outcome]] = {}
     for fault in faults:
         outcomes[fault] = [_run({fault: _magnitude(fault, base, rng)}, rng) for _ in range(options.repeats)]
-    every = list(itertools.combinations(FAULTS, 2))
+    every = [pair for pair in itertools.combinations(FAULTS, 2) if set(pair) not in _ALIKE]
     drawn = [every[i] for i in rng.permutation(len(every))[: options.pairs]] if not options.only else []
     outcomes["pairs"] = [_run({fault: _magnitude(fault, base, rng) for fault in pair}, rng) for pair in drawn]
     controls = [_control(rng) for _ in range(options.controls)]
@@ -89,7 +92,8 @@ def _run(plants: dict[str, Any], rng: np.random.Generator) -> Outcome:
     diagnosis, loop = _diagnose(plants, inline)
     gains = {fault: _truth(plants, fault, inline) for fault in plants}
     order = sorted(plants, key=lambda fault: -_saved(gains[fault]))
-    right = {EXPECTED[order[0]]}
+    visible = _saved(gains[order[0]]) >= _VISIBLE * gains[order[0]].baseline_milliseconds
+    right = {EXPECTED[order[0]]} if visible else {EXPECTED[order[0]], *_QUIET}
     if len(order) > 1 and _saved(gains[order[0]]) < _CLOSE * _saved(gains[order[1]]):
         right.add(EXPECTED[order[1]])
     found = {finding.verdict: finding for finding in diagnosis.findings}
@@ -115,7 +119,7 @@ def _diagnose(plants: dict[str, Any], inline: bool) -> tuple[Diagnosis, Loop]:
     recorder = StageRecorder()
     loop = Loop(plants, recorder, inline=inline)
     with _Threads(plants):
-        diagnosis = diagnose(loop.step, loop, steps=_STEPS, warmup=_WARMUP, repeats=_REPEATS, recorder=recorder)
+        diagnosis = diagnose(loop.step, loop, steps=_STEPS, warmup=_WARMUP, repeats=_REPEATS, recorder=recorder, total_steps=_RUN)
     return diagnosis, loop
 
 
@@ -140,26 +144,28 @@ def _truth(plants: dict[str, Any], fault: str, inline: bool) -> MeasuredSpeedup:
     times: dict[str, list[float]] = {"with": [], "without": []}
     growing = fault == "growing-metric"
     loops = {"with": Loop(plants, inline=inline), "without": Loop(without, inline=inline)}
-    for turn in range(2 if growing else 5):
+    for loop in loops.values():
+        _mean_step(loop, 3, warmup=1)
+    for _ in range(2 if growing else 5):
         for name, loop in loops.items():
             if growing:
                 loop.history.clear()
             with _Threads(loop.plants):
-                times[name].append(_mean_step(loop, 240 if growing else 20, warmup=0 if growing and turn else 5))
+                times[name].append(_mean_step(loop, _RUN if growing else 20, warmup=0 if growing else 5))
     return compare(times["with"], times["without"])
 
 
 def _mean_step(loop: Loop, steps: int, *, warmup: int) -> float:
     """Return the mean milliseconds of some steps: all of what is planted counts, whenever it comes."""
-    done, begin = 0, 0.0
+    done, begin = 0, time.perf_counter()
     period = loop.plants["checkpoints"][1] if "checkpoints" in loop.plants else 1
     steps = -(-steps // period) * period  # whole periods
     while True:
         for batch in loop:
-            if done == warmup:
-                begin = time.perf_counter()
             loop.step(batch)
             done += 1
+            if done == warmup:
+                begin = time.perf_counter()
             if done == warmup + steps:
                 return (time.perf_counter() - begin) * 1e3 / steps
 
