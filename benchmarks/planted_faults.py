@@ -25,7 +25,10 @@ from coreclip.profiling.remedies import compare
 
 _STEPS, _WARMUP, _REPEATS = 40, 6, 5
 _RUN = 240  # steps of the run that growing costs are projected to
-_ALIKE = ({"loader-sleeps", "throttled-reads"}, {"loader-holds-the-lock", "loader-takes-the-cores"})  # one verdict for both
+_ALIKE = (
+    {"loader-sleeps", "throttled-reads"},
+    {"loader-holds-the-lock", "loader-takes-the-cores"},
+)  # one verdict for both
 _VISIBLE = 0.10  # of a step: a fault that costs less is to be called nothing
 _QUIET = ("compute-bound", "balanced")
 _CLOSE = 1.25  # two losses of a pair that differ by less have no right order
@@ -119,7 +122,9 @@ def _diagnose(plants: dict[str, Any], inline: bool) -> tuple[Diagnosis, Loop]:
     recorder = StageRecorder()
     loop = Loop(plants, recorder, inline=inline)
     with _Threads(plants):
-        diagnosis = diagnose(loop.step, loop, steps=_STEPS, warmup=_WARMUP, repeats=_REPEATS, recorder=recorder, total_steps=_RUN)
+        diagnosis = diagnose(
+            loop.step, loop, steps=_STEPS, warmup=_WARMUP, repeats=_REPEATS, recorder=recorder, total_steps=_RUN
+        )
     return diagnosis, loop
 
 

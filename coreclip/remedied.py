@@ -287,7 +287,9 @@ def _try(case: Case, name: str, change: dict[str, Any], remedy: Remedy | None) -
     try:
         changed = _with_change(case, change)
         gain = measure_cases(case, changed)
-    except Exception as error:  # no room for the images, no compiler: of many kinds, and the other remedies can do without it
+    except (
+        Exception
+    ) as error:  # no room for the images, no compiler: of many kinds, and the other remedies can do without it
         return replace(trial, note=(str(error).splitlines() or [type(error).__name__])[0]), case
     kept = gain.low > 1 and gain.speedup >= _LEAST_GAIN
     if kept:  # among many changes one looks better by chance: it has to do so twice

@@ -192,11 +192,12 @@ def touch_pages(address: np.ndarray, n_bytes: np.ndarray) -> int:
     """Have the system bring ranges of mapped memory (uint64 (b,) each) from the disk, as far as they are not there; the sum means nothing."""
     byte, total = np.empty(1, np.uint8), np.int64(0)
     for i in range(address.size):
-        size = np.int64(n_bytes[i])
-        for offset in range(0, size + _PAGE_BYTES, _PAGE_BYTES):
-            _memcpy(byte.ctypes.data, address[i] + np.uint64(max(min(offset, size - 1), 0)), 1)
+        last = np.int64(n_bytes[i]) - 1
+        for page in range(0, last + _PAGE_BYTES, _PAGE_BYTES):
+            offset = page if page < last else last  # the last byte may lie on a page of its own
+            _memcpy(byte.ctypes.data, address[i] + np.uint64(offset), 1)
             total += np.int64(byte[0])
-    return total
+    return int(total)
 
 
 @njit(cache=True, nogil=True)

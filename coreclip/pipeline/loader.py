@@ -422,7 +422,9 @@ class Loader:
                         pending.append(self._start(pool, images, *new))
                     if pending and (new is None or len(pending) > prefetch):
                         if settings.watch is not None:
-                            settings.watch.gauge("batches ready", sum(ahead.is_ready() for ahead in list(pending)[:prefetch]))
+                            settings.watch.gauge(
+                                "batches ready", sum(ahead.is_ready() for ahead in list(pending)[:prefetch])
+                            )
                         first = pending.popleft()
                         batch = first.finish()
                         self._move(run, first)

@@ -364,9 +364,9 @@ def _evidence(records: StepRecords, s: Situation, findings: Sequence[Finding]) -
     lines += [finding.evidence for finding in findings]
     waits = records.column(*LOADER_STAGES)
     if s.share("wait") >= _NOTED_WAIT:
-        p50, p95, most = *np.percentile(waits, (50, 95)).tolist(), float(waits.max())
+        p50, p95 = np.percentile(waits, (50, 95)).tolist()
         lines.append(
-            f"a batch is waited for {p50:.1f} ms in half of the steps, {p95:.1f} ms in one of 20, {most:.1f} ms at most"
+            f"a batch is waited for {p50:.1f} ms in half of the steps, {p95:.1f} ms in one of 20, {waits.max():.1f} ms at most"
         )
     for gauge, levels in records.gauges.items():
         figures = _levels(levels)

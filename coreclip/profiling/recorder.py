@@ -422,7 +422,9 @@ class WatchedCallable:
 
 
 def _is_function(target: object) -> bool:
-    return isinstance(target, (types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial, type))
+    return isinstance(
+        target, (types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial, type)
+    )
 
 
 class WatchedIterable:

@@ -133,10 +133,10 @@ def without_stalls(records: StepRecords, stalls: Stalls | None) -> StepRecords:
     hit, column = stalls.hits(records.number), records.stages.index(stalls.stage)
     if not hit.any() or hit.all():
         return records
-    tables = {"milliseconds": records.milliseconds.copy()}
-    if records.device_milliseconds is not None:
-        tables["device_milliseconds"] = records.device_milliseconds.copy()
-    for table in tables.values():
-        usual = np.median(table[~hit, column])
-        table[hit, column] = np.minimum(table[hit, column], usual)
-    return replace(records, **tables)
+    host, device = records.milliseconds.copy(), records.device_milliseconds
+    if device is not None:
+        device = device.copy()
+    for table in (host, device):
+        if table is not None:
+            table[hit, column] = np.minimum(table[hit, column], np.median(table[~hit, column]))
+    return replace(records, milliseconds=host, device_milliseconds=device)

@@ -10,7 +10,14 @@ from PIL import Image
 
 from tests.e2e.conftest import SMALL, coreclip
 
-_BROWSER = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--force-color-profile=srgb"]
+_BROWSER = [
+    "chromium",
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--hide-scrollbars",
+    "--force-color-profile=srgb",
+]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +56,9 @@ def test_stages_conditions_and_roofline_are_drawn(page, tmp_path):
         pixels, _ = area(picture, colour)
         assert pixels > 500, stage  # a bar, and pieces of the time line
     assert area(picture, "#9aa8bd")[0] > 500  # the conditions' bars
-    assert area(picture, "#0b7a6f")[0] + area(picture, "#b7702b")[0] > 100  # operators under the roof, and the loader's parts
+    assert (
+        area(picture, "#0b7a6f")[0] + area(picture, "#b7702b")[0] > 100
+    )  # operators under the roof, and the loader's parts
     assert text.count("<figure>") == text.count("</figure>") >= 4
 
 
