@@ -447,12 +447,12 @@ REMEDIES: dict[str, RemedyKind] = {
     ),
     "raw-images": RemedyKind(
         "small images are stored as JPEGs and decoding them costs time, by waiting or by taking cores",
-        "store raw pixels: coreclip materialise DATASET OUT --raw",
+        "keep raw pixels, in the files (FFCV's raw mode) or in memory: data.resident=true",
         _quicker_images,
     ),
     "cached-resolution": RemedyKind(
         "images are stored with twice the side that is trained on, or more, and decoding them costs time",
-        "store them smaller: coreclip materialise DATASET OUT --max-side PIXELS",
+        "convert the sources again with --max-side PIXELS, a quarter above what is trained on",
         _smaller_stored,
         same_result=False,
     ),

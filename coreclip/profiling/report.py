@@ -18,6 +18,7 @@ _ROW, _LABEL, _WIDTH = 26, 130, 900
 _SERIES_TOP, _SERIES_BOTTOM = 14, 130
 _ROOF_LEFT, _ROOF_TOP, _ROOF_BOTTOM = 60, 10, 290
 _NAMED_POINTS = 6
+_NAME_ROOM = 170
 _MOST_SHOWN_STEPS = 400
 
 
@@ -234,6 +235,7 @@ def _roofline(roofline: Mapping[str, Any] | None) -> dict[str, Any] | None:
                 "r": round(4 + 16 * math.sqrt(o["milliseconds"] / total), 1),
                 "colour": "#0b7a6f" if x >= ridge else "#b7702b",
                 "name": o["name"].removeprefix("aten::") if i < _NAMED_POINTS else "",
+                **_label_place(at(x, y)[0], 4 + 16 * math.sqrt(o["milliseconds"] / total)),
                 "title": f"{o['name']}: {o['milliseconds']:.2f} ms a step, {y / 1e9:,.1f} GFLOP/s, {x:.1f} operations a byte",
             }
             for i, (o, x, y) in enumerate(points)
@@ -243,6 +245,13 @@ def _roofline(roofline: Mapping[str, Any] | None) -> dict[str, Any] | None:
         "peak": f"{peaks['flops_per_second'] / 1e9:,.0f} GFLOP/s in {peaks['precision']}, {peaks['bytes_per_second'] / 1e9:,.1f} GB/s",
         "utilisation": f"{roofline['utilisation']:.0%}",
     }
+
+
+def _label_place(x: float, radius: float) -> dict[str, Any]:
+    """Return where a point's name stands: behind it, or before it near the right edge."""
+    if x > _WIDTH - _NAME_ROOM:
+        return {"text_x": round(x - radius - 3, 1), "anchor": "end"}
+    return {"text_x": round(x + radius + 3, 1), "anchor": "start"}
 
 
 def _decades(values: Sequence[float]) -> tuple[int, int]:

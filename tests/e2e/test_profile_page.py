@@ -21,9 +21,9 @@ _BROWSER = [
 
 
 @pytest.fixture(scope="module")
-def page(flow, at, tmp_path_factory):
+def page(flow, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "profile.html"
-    coreclip("profile", at / "data", "--steps", 8, "--cold", "--html", path, *SMALL)
+    coreclip("profile", flow["at"] / "data", "--steps", 8, "--cold", "--html", path, *SMALL)
     return path
 
 
