@@ -13,7 +13,7 @@ BENCH_MODULES := benchmarks/faulty_loop.py benchmarks/photographs.py benchmarks/
 # These want more than a command line: a GPU, Flickr8k and open_clip, a trained run.
 BENCH_APART := benchmarks/gpu.py benchmarks/flickr8k.py benchmarks/flickr8k_options.py benchmarks/training_speed.py \
     benchmarks/export_accuracy.py benchmarks/open_clip_parity.py
-DEBIAN_PACKAGES := chromium g++ libopencv-dev libturbojpeg0-dev pkg-config python3-dev python3-venv
+DEBIAN_PACKAGES := g++ libopencv-dev libturbojpeg0-dev pkg-config python3-dev python3-venv
 
 .PHONY: demo test lint format bench bench-peers bench-open-clip clean
 
@@ -21,6 +21,7 @@ demo: $(READY)
 	$(BIN)/coreclip demo demo-report
 
 test: lint
+	@sh .ci/debian-packages chromium
 	$(BIN)/python -m pytest -m alone
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" --numprocesses auto --dist loadfile
 
