@@ -24,6 +24,7 @@ _WORTH_SPEEDUP = 1.02
 _IDLE_THREADS = 0.3  # loader threads that use less of a core than this wait for something else
 _MOST_THREADS = 256
 _PREPARED_SHARE = 0.8  # of a cost that a pessimist expects to get rid of
+_LEAST_LEFT = 0.05  # of a step: no growth is all of it, though a fit over blocks that grow may say so
 _SMALL_IMAGES = 128  # pixels: larger ones take more disk raw than they save time
 # By how much steps were faster on the machines that this was measured on: at worst, likely, at best. Priors, not measurements.
 _COMPILE_FACTORS = {"cpu": (0.9, 1.05, 1.4), "cuda": (1.0, 1.15, 1.6)}
@@ -408,7 +409,7 @@ def _constant_cost(s: Situation) -> Prediction | None:
         return np.maximum(real + slope * (last / 2 - centre), 1e-3)
 
     # The measured steps hold the growth up to the window's centre; call 0 held none.
-    after = np.maximum(real - growth.milliseconds_per_call * centre, 1e-3)
+    after = np.maximum(real - growth.milliseconds_per_call * centre, _LEAST_LEFT * real)
     before = run_mean(growth.milliseconds_per_call)
     return Prediction(
         before=before,
