@@ -1229,7 +1229,9 @@ def profile(
     if html is not None:
         check_page(html, MARK, "profile report")
     if fix:
-        _check_improved(out)
+        from coreclip.remedied import MARK as IMPROVED
+
+        check_page(out, IMPROVED, "configuration that --fix has written")
     start = None if init_from is None else config_of(init_from)
     case = Case(
         dataset=Dataset(dataset),
@@ -1274,17 +1276,6 @@ def _compare_profiles(paths: tuple[Path, Path], fail_on: str, as_json: bool) -> 
     _emit(comparison.to_dict(), as_json, lambda _: comparison_text(comparison))
     if comparison.is_slower:
         raise typer.Exit(1)
-
-
-def _check_improved(path: Path) -> None:
-    """Refuse to write an improved configuration over something else."""
-    from coreclip.pages import has_mark
-    from coreclip.remedied import MARK
-
-    if path.exists() and not has_mark(path, MARK):
-        raise CoreclipError(
-            f"{path} exists and is no configuration that --fix has written; nothing of yours is replaced; name another file with --out"
-        )
 
 
 @app.command()

@@ -3,9 +3,10 @@
 What is measured is what ``train`` does in each step, without its run: nothing is written.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -221,10 +222,8 @@ def _first_batch(measured: MeasuredStep) -> Any:
 
 
 def _run_steps(measured: MeasuredStep, recorder: StageRecorder, steps: int) -> None:
-    for done, batch in enumerate(recorder.loop(measured.loader)):
+    for batch in islice(recorder.loop(measured.loader), steps + 1):  # a step ends when the next batch is asked for
         measured.step(batch)
-        if done >= steps:
-            break
 
 
 def _loader_stages(diagnosis: Diagnosis, measured: MeasuredStep) -> dict[str, float]:
@@ -232,9 +231,7 @@ def _loader_stages(diagnosis: Diagnosis, measured: MeasuredStep) -> dict[str, fl
 
     What decoding takes was clocked while the loader ran alone; how it divides into its parts, on single images.
     """
-    alone = diagnosis.conditions["loader"]
-    clocked: Mapping[str, Any] = alone.threads
-    spent = {name: stage.milliseconds for name, stage in clocked.items()}
+    spent = {name: stage.milliseconds for name, stage in diagnosis.conditions["loader"].threads.items()}
     tokens = diagnosis.stages.get("tokens")
     if tokens is not None:
         spent["tokens"] = tokens["milliseconds_per_step"]

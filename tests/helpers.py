@@ -2,7 +2,10 @@
 
 import hashlib
 import io
-from collections.abc import Sequence
+import itertools
+import queue
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +125,29 @@ def make_dataset(
     }  # fmt: skip
     write_json(path / "dataset.json", info)
     return Dataset(path)
+
+
+def one_ahead(batches: Iterator[Any]) -> Iterator[Any]:
+    """Make batches one ahead of whoever asks for them, in a thread named "filler" that ends with the iteration."""
+    ready: queue.Queue[Any] = queue.Queue(maxsize=1)
+    stop, end = threading.Event(), object()
+
+    def fill() -> None:
+        for batch in itertools.chain(batches, [end]):
+            while not stop.is_set():
+                try:
+                    ready.put(batch, timeout=0.05)
+                    break
+                except queue.Full:
+                    continue
+            if stop.is_set():
+                return
+
+    thread = threading.Thread(target=fill, name="filler")
+    thread.start()
+    try:
+        while (batch := ready.get()) is not end:
+            yield batch
+    finally:
+        stop.set()
+        thread.join()

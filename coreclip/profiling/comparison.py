@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from coreclip.errors import CoreclipError
-from coreclip.profiling.conditions import REAL, interval
+from coreclip.profiling.conditions import REAL, interval, resample
 
-_DRAWS = 2000
 _STAGE_CHANGE = 0.02  # of a step: smaller ones are not worth a line
 
 
@@ -70,8 +69,8 @@ def compare_profiles(
     if not 0 < fail_on < 100:
         raise CoreclipError(f"fail_on = {fail_on} is not allowed: a change above 0, e.g. 0.05 for 5 % slower")
     old, new = _per_sample(before, "first"), _per_sample(after, "second")
-    rng = np.random.default_rng(seed)
-    draws = _medians(new, rng) / _medians(old, rng) - 1
+    # Two seeds: the blocks of one do not belong to those of the other.
+    draws = resample({"new": new}, seed=seed)["new"] / resample({"old": old}, seed=seed + 1)["old"] - 1
     low, high = interval(draws)
     change = float(np.median(new) / np.median(old) - 1)
     return Comparison(
@@ -112,10 +111,6 @@ def _per_sample(profile: Mapping[str, Any], which: str) -> np.ndarray:
             f"the {which} file's blocks can't be compared: two times above 0 are needed; measure with more --steps"
         )
     return blocks / items
-
-
-def _medians(blocks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return np.median(blocks[rng.integers(0, len(blocks), size=(_DRAWS, len(blocks)))], axis=1)
 
 
 def _stage_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, float]:

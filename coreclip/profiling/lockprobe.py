@@ -5,7 +5,6 @@ into compiled code that had let it go then waits as long to go on. A sleeper mee
 is taken off, by the kernel's clock. Left out: who held the lock.
 """
 
-import sys
 import threading
 import time
 from pathlib import Path
@@ -48,8 +47,3 @@ def _run_queue_seconds(clock: Path) -> float:
         return int(clock.read_text().split()[1]) / 1e9
     except (OSError, IndexError, ValueError):
         return 0.0
-
-
-def switch_milliseconds() -> float:
-    """Return after how long a thread that computes in Python gives the lock to another that asks."""
-    return sys.getswitchinterval() * 1e3

@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 
 from coreclip.errors import CoreclipError
-from coreclip.profiling.conditions import interval
+from coreclip.profiling.conditions import interval, resample
 from coreclip.profiling.recorder import StageRecorder
 from coreclip.progress import Progress
 
 STEP = "step"
 _LEVELS = (0.0, 0.15, 0.3)  # of a step: large enough to be seen beside the noise
 _CRITICAL, _SLACK = 0.7, 0.3
-_DRAWS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +122,7 @@ def _fit(name: str, delays: np.ndarray, times: np.ndarray, entered: float, seed:
     """Fit the slope in each round (Theil and Sen's: the median over pairs of delays), and resample the rounds."""
     first, second = np.triu_indices(len(delays), 1)
     slopes = np.median((times[:, second] - times[:, first]) / (delays[second] - delays[first]), axis=1)
-    rounds = np.random.default_rng(seed).integers(0, len(slopes), size=(_DRAWS, len(slopes)))
-    low, high = interval(np.median(slopes[rounds], axis=1))
+    low, high = interval(resample({name: slopes}, seed=seed)[name])
     return Criticality(stage=name, slope=float(np.median(slopes)), low=low, high=high, entered=entered)
 
 

@@ -1,8 +1,6 @@
 """Verdicts: fine thresholds on synthetic measurements, and planted faults with real loaders, threads and sleeps."""
 
-import itertools
 import json
-import queue
 import threading
 import time
 
@@ -24,6 +22,7 @@ from coreclip.profiling import (
 )
 from coreclip.profiling.recorder import count_items
 from coreclip.profiling.system import SystemUse
+from tests.helpers import one_ahead
 
 _QUICK = {"steps": 9, "warmup": 3, "repeats": 3}
 
@@ -190,33 +189,12 @@ class _Loader:
 
     def __iter__(self):
         self.started += 1
-        return self._ahead() if self.threaded else self._make()
+        return one_ahead(self._make()) if self.threaded else self._make()
 
     def _make(self):
         for i in range(self.n):
             time.sleep(self.seconds)
             yield np.full(4, i)
-
-    def _ahead(self):
-        ready, stop = queue.Queue(maxsize=1), threading.Event()
-
-        def fill():
-            for batch in itertools.chain(self._make(), [None]):
-                while not stop.is_set():
-                    try:
-                        ready.put(batch, timeout=0.05)
-                        break
-                    except queue.Full:
-                        continue
-
-        thread = threading.Thread(target=fill, name="filler")
-        thread.start()
-        try:
-            while (batch := ready.get()) is not None:
-                yield batch
-        finally:
-            stop.set()
-            thread.join()
 
 
 def test_planted_sleep_in_a_threaded_loader_is_data_bound():

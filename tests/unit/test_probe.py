@@ -1,13 +1,12 @@
 """Delays in stages: what the step waits for is critical, what is hidden behind something else has slack."""
 
-import queue
-import threading
 import time
 
 import pytest
 
 from coreclip.errors import CoreclipError
 from coreclip.profiling import StageRecorder, probe_delays
+from tests.helpers import one_ahead
 
 
 class Ahead:
@@ -17,30 +16,13 @@ class Ahead:
         self.recorder, self.seconds, self.n = recorder, seconds, n
 
     def __iter__(self):
-        ready, stop = queue.Queue(maxsize=1), threading.Event()
+        return one_ahead(self._make())
 
-        def fill():
-            for number in range(self.n):
-                with self.recorder.stage("read"):
-                    time.sleep(self.seconds)
-                while not stop.is_set():
-                    try:
-                        ready.put([number], timeout=0.05)
-                        break
-                    except queue.Full:
-                        continue
-                if stop.is_set():
-                    return
-            ready.put(None)
-
-        thread = threading.Thread(target=fill)
-        thread.start()
-        try:
-            while (batch := ready.get()) is not None:
-                yield batch
-        finally:
-            stop.set()
-            thread.join()
+    def _make(self):
+        for number in range(self.n):
+            with self.recorder.stage("read"):
+                time.sleep(self.seconds)
+            yield [number]
 
 
 @pytest.mark.parametrize(
