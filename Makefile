@@ -9,13 +9,14 @@ BIN := .venv/bin
 READY := .venv/.ready
 PEERS := .venv-peers
 OPEN_CLIP := .venv-open-clip
+PROFILERS := .venv-profilers
 BENCH_MODULES := benchmarks/faulty_loop.py benchmarks/photographs.py benchmarks/side_by_side.py benchmarks/fresh.py
 # These want more than a command line: a GPU, Flickr8k and open_clip, a trained run.
 BENCH_APART := benchmarks/gpu.py benchmarks/flickr8k.py benchmarks/flickr8k_options.py benchmarks/training_speed.py \
-    benchmarks/export_accuracy.py benchmarks/open_clip_parity.py
+    benchmarks/export_accuracy.py benchmarks/open_clip_parity.py benchmarks/peer_verdicts.py benchmarks/foreign_loops.py
 DEBIAN_PACKAGES := g++ libopencv-dev libturbojpeg0-dev pkg-config python3-dev python3-venv
 
-.PHONY: demo test lint format bench bench-peers bench-open-clip clean
+.PHONY: demo test lint format bench bench-peers bench-open-clip bench-profilers clean
 
 demo: $(READY)
 	$(BIN)/coreclip demo demo-report
@@ -54,6 +55,14 @@ $(OPEN_CLIP)/.ready: benchmarks/open_clip.txt
 	$(OPEN_CLIP)/bin/python -m pip install --quiet --requirement benchmarks/open_clip.txt
 	touch $@
 
+bench-profilers: $(PROFILERS)/.ready
+
+$(PROFILERS)/.ready: benchmarks/profilers.txt
+	rm -rf $(PROFILERS)
+	$(PYTHON) -m venv $(PROFILERS)
+	$(PROFILERS)/bin/python -m pip install --quiet --requirement benchmarks/profilers.txt
+	touch $@
+
 # The stamp is written last: an installation that broke off is begun again.
 $(READY): constraints.txt pyproject.toml
 	@sh .ci/debian-packages $(DEBIAN_PACKAGES)
@@ -63,4 +72,4 @@ $(READY): constraints.txt pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .venv $(PEERS) $(OPEN_CLIP) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis demo-report
+	rm -rf .venv $(PEERS) $(OPEN_CLIP) $(PROFILERS) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis demo-report

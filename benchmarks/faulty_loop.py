@@ -9,6 +9,7 @@ Each plant keeps a stopwatch of its own, which a profiler's figures are held aga
 import hashlib
 import os
 import queue
+import statistics
 import tempfile
 import threading
 import time
@@ -85,6 +86,7 @@ class Loop:
         self.calls = 0
         self.seen = torch.zeros(2)
         self.folder = tempfile.TemporaryDirectory(prefix="faulty-loop-")
+        self.repeats = self._calibrated()
 
     def __len__(self) -> int:
         return _BATCHES
@@ -146,7 +148,8 @@ class Loop:
             begin = time.perf_counter()
             images, labels = batch[0].float().div_(255), batch[1]
             if "slow-copies" in self.plants:
-                _copy_for(images, self.plants["slow-copies"] / 1e3)
+                for _ in range(self.repeats["slow-copies"]):
+                    images.clone()
                 self.watches["slow-copies"].add(begin)  # all of the stage, as the profiler sees it
         with stage("forward"):
             logits = self.model(images)
@@ -163,25 +166,34 @@ class Loop:
             if "growing-metric" in self.plants:
                 self._timed("growing-metric", lambda: self._metric(logits.detach().numpy()))
         self.calls += 1
-        if "checkpoints" in self.plants:
-            milliseconds, period = self.plants["checkpoints"]
-            if self.calls % period == 0:
-                with stage("logging"):
-                    self._timed("checkpoints", lambda: self._write(milliseconds / 1e3))
+        if "checkpoints" in self.plants and self.calls % self.plants["checkpoints"][1] == 0:
+            with stage("logging"):
+                self._timed("checkpoints", lambda: self._write(self.repeats["checkpoints"]))
 
     def _metric(self, logits: np.ndarray) -> float:
         """Go over all that was seen, once more in each call."""
         self.history.append(logits)
-        spent, total = time.perf_counter(), 0.0
-        wanted = self.plants["growing-metric"] * len(self.history) / 1e6
-        while time.perf_counter() - spent < wanted:
-            total += float(np.sort(self.history[len(self.history) // 2][:, 0])[0])
-        return total
+        return sum(_look(self.history) for _ in range(round(self.repeats["growing-metric"] * len(self.history))))
 
-    def _write(self, seconds: float) -> None:
-        """Write checkpoints to the disk until the time is over."""
-        begin, path = time.perf_counter(), Path(self.folder.name) / "checkpoint.pt"
-        while time.perf_counter() - begin < seconds:
+    def _calibrated(self) -> dict[str, Any]:
+        """Return how often a piece of work is to be done, so that undisturbed it takes as long as planted.
+
+        A clock would end it early where something else slows it down, and so hide that.
+        """
+        images, logits = torch.zeros(_BATCH, 3, _SIDE, _SIDE), [np.zeros((_BATCH, 10), np.float32)]
+        repeats: dict[str, Any] = {}
+        if "slow-copies" in self.plants:
+            repeats["slow-copies"] = round(self.plants["slow-copies"] / _milliseconds(images.clone))
+        if "growing-metric" in self.plants:
+            repeats["growing-metric"] = self.plants["growing-metric"] / 1e3 / _milliseconds(lambda: _look(logits))
+        if "checkpoints" in self.plants:
+            repeats["checkpoints"] = max(1, round(self.plants["checkpoints"][0] / _milliseconds(self._write)))
+        return repeats
+
+    def _write(self, times: int = 1) -> None:
+        """Write a checkpoint to the disk some times."""
+        path = Path(self.folder.name) / "checkpoint.pt"
+        for _ in range(times):
             torch.save(self.model.state_dict(), path)
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
@@ -190,6 +202,29 @@ class Loop:
         begin = time.perf_counter()
         work()
         self.watches[name].add(begin)
+
+
+def draw_size(fault: str, base: float, rng: np.random.Generator) -> Any:
+    """Draw what is planted, so that it costs from a fifth of a step (``base``, milliseconds) to more than one."""
+    share = float(rng.uniform(0.3, 1.2))
+    if fault == "loader-sleeps" or fault == "throttled-reads":
+        return base * (1 + share)  # as much of it as is longer than a step is waited for
+    if fault == "loader-holds-the-lock":
+        return base * float(rng.uniform(0.3, 0.8))
+    if fault == "loader-takes-the-cores":
+        return base * float(rng.uniform(0.3, 0.8))
+    if fault == "growing-metric":
+        return 1e3 * base * share / 150  # after 150 calls a share of a step
+    if fault == "too-many-threads":
+        return int(rng.integers(8, 33))
+    if fault == "checkpoints":
+        period = int(rng.integers(6, 16))
+        return base * share * period, period
+    if fault == "element-reads":
+        begin = time.perf_counter()
+        read_elements(torch.zeros(64, 10), 20_000)
+        return round(base * share / 1e3 / ((time.perf_counter() - begin) / 20_000))
+    return base * share
 
 
 def spin_in_python(seconds: float) -> None:
@@ -215,10 +250,19 @@ def _hash_for(seconds: float) -> None:
         hashlib.pbkdf2_hmac("sha256", b"password", b"salt", 2000)
 
 
-def _copy_for(images: torch.Tensor, seconds: float) -> None:
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        images.clone()
+def _look(history: list[np.ndarray]) -> float:
+    return float(np.sort(history[len(history) // 2][:, 0])[0])
+
+
+def _milliseconds(work: Callable[[], object]) -> float:
+    """Return what a piece of work takes: the median over many times, a twentieth of a second at least."""
+    times: list[float] = []
+    end = time.perf_counter() + 0.05
+    while time.perf_counter() < end or len(times) < 5:
+        begin = time.perf_counter()
+        work()
+        times.append((time.perf_counter() - begin) * 1e3)
+    return statistics.median(times)
 
 
 def read_elements(logits: torch.Tensor, n: int) -> float:

@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from faulty_loop import EXPECTED, FAULTS, Loop, read_elements
+from faulty_loop import EXPECTED, FAULTS, Loop, draw_size
 from side_by_side import arguments, write_result
 
+from coreclip.heap import keep_freed_memory
 from coreclip.profiling import Diagnosis, MeasuredSpeedup, StageRecorder, diagnose
 from coreclip.profiling.remedies import compare
 
-_STEPS, _WARMUP, _REPEATS = 40, 6, 5
+_STEPS, _WARMUP, _REPEATS = 48, 6, 6
 _RUN = 240  # steps of the run that growing costs are projected to
 _ALIKE = (
     {"loader-sleeps", "throttled-reads"},
@@ -55,44 +56,22 @@ def main() -> None:
     seed = secrets.randbits(32)
     rng = np.random.default_rng(seed)
     faults = options.only.split(",") if options.only else list(FAULTS)
-    base = _base_milliseconds()
+    keep_freed_memory()  # or fresh pages, which take as long as the step itself, are the first thing to be found
+    base = step_milliseconds()
     print(f"seed {seed}, a step of {base:.1f} ms, {torch.get_num_threads()} threads", flush=True)
     outcomes: dict[str, list[Outcome]] = {}
     for fault in faults:
-        outcomes[fault] = [_run({fault: _magnitude(fault, base, rng)}, rng) for _ in range(options.repeats)]
-    every = [pair for pair in itertools.combinations(FAULTS, 2) if set(pair) not in _ALIKE]
-    drawn = [every[i] for i in rng.permutation(len(every))[: options.pairs]] if not options.only else []
-    outcomes["pairs"] = [_run({fault: _magnitude(fault, base, rng) for fault in pair}, rng) for pair in drawn]
+        outcomes[fault] = [_run({fault: draw_size(fault, base, rng)}, rng) for _ in range(options.repeats)]
+    every = [pair for pair in itertools.combinations(faults, 2) if set(pair) not in _ALIKE]
+    drawn = [every[i] for i in rng.permutation(len(every))[: options.pairs]]
+    outcomes["pairs"] = [_run({fault: draw_size(fault, base, rng) for fault in pair}, rng) for pair in drawn]
     controls = [_control(rng) for _ in range(options.controls)]
     _report(outcomes, controls, seed, base)
 
 
-def _magnitude(fault: str, base: float, rng: np.random.Generator) -> Any:
-    """Draw a size, from a fifth of a step to more than one."""
-    share = float(rng.uniform(0.3, 1.2))
-    if fault == "loader-sleeps" or fault == "throttled-reads":
-        return base * (1 + share)  # as much of it as is longer than a step is waited for
-    if fault == "loader-holds-the-lock":
-        return base * float(rng.uniform(0.3, 0.8))
-    if fault == "loader-takes-the-cores":
-        return base * float(rng.uniform(0.3, 0.8))
-    if fault == "growing-metric":
-        return 1e3 * base * share / 150  # after 150 calls a share of a step
-    if fault == "too-many-threads":
-        return int(rng.integers(8, 33))
-    if fault == "checkpoints":
-        period = int(rng.integers(6, 16))
-        return base * share * period, period
-    if fault == "element-reads":
-        begin = time.perf_counter()
-        read_elements(torch.zeros(64, 10), 20_000)
-        return round(base * share / 1e3 / ((time.perf_counter() - begin) / 20_000))
-    return base * share
-
-
 def _run(plants: dict[str, Any], rng: np.random.Generator) -> Outcome:
     inline = bool(rng.integers(0, 2)) and not {"loader-holds-the-lock", "loader-takes-the-cores"} & set(plants)
-    diagnosis, loop = _diagnose(plants, inline)
+    diagnosis, loop = diagnose_loop(plants, inline)
     gains = {fault: _truth(plants, fault, inline) for fault in plants}
     order = sorted(plants, key=lambda fault: -_saved(gains[fault]))
     visible = _saved(gains[order[0]]) >= _VISIBLE * gains[order[0]].baseline_milliseconds
@@ -118,17 +97,18 @@ def _run(plants: dict[str, Any], rng: np.random.Generator) -> Outcome:
     return outcome
 
 
-def _diagnose(plants: dict[str, Any], inline: bool) -> tuple[Diagnosis, Loop]:
+def diagnose_loop(plants: dict[str, Any], inline: bool) -> tuple[Diagnosis, Loop]:
+    """Diagnose a loop with plants."""
     recorder = StageRecorder()
     loop = Loop(plants, recorder, inline=inline)
-    with _Threads(plants):
+    with Threads(plants):
         diagnosis = diagnose(
             loop.step, loop, steps=_STEPS, warmup=_WARMUP, repeats=_REPEATS, recorder=recorder, total_steps=_RUN
         )
     return diagnosis, loop
 
 
-class _Threads:
+class Threads:
     """Torch with as many threads as are planted."""
 
     def __init__(self, plants: dict[str, Any]) -> None:
@@ -151,12 +131,13 @@ def _truth(plants: dict[str, Any], fault: str, inline: bool) -> MeasuredSpeedup:
     loops = {"with": Loop(plants, inline=inline), "without": Loop(without, inline=inline)}
     for loop in loops.values():
         _mean_step(loop, 3, warmup=1)
-    for _ in range(2 if growing else 5):
-        for name, loop in loops.items():
+    for turn in range(3 if growing else 6):
+        for name in ("with", "without") if turn % 2 == 0 else ("without", "with"):
+            loop = loops[name]
             if growing:
                 loop.history.clear()
-            with _Threads(loop.plants):
-                times[name].append(_mean_step(loop, _RUN if growing else 20, warmup=0 if growing else 5))
+            with Threads(loop.plants):
+                times[name].append(_mean_step(loop, _RUN if growing else 14, warmup=0 if growing else 5))
     return compare(times["with"], times["without"])
 
 
@@ -199,7 +180,7 @@ def _true_milliseconds(fault: str, loop: Loop, gain: MeasuredSpeedup) -> float:
 
 def _control(rng: np.random.Generator) -> dict[str, Any]:
     inline = bool(rng.integers(0, 2))
-    diagnosis, _ = _diagnose({}, inline)
+    diagnosis, _ = diagnose_loop({}, inline)
     loops = [Loop({}, inline=inline), Loop({}, inline=inline)]
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(6):
@@ -219,7 +200,8 @@ def _control(rng: np.random.Generator) -> dict[str, Any]:
     return result
 
 
-def _base_milliseconds() -> float:
+def step_milliseconds() -> float:
+    """Return what a step without plants takes."""
     loop = Loop({})
     return statistics.median(_mean_step(loop, 20, warmup=8) for _ in range(5))
 

@@ -209,6 +209,9 @@ def convert(
         int | None, typer.Option(help="Tokens kept of a caption. Default: 32; 77 with CLIP's vocabulary.")
     ] = None,
     max_side: Annotated[int | None, typer.Option(help="Shrink images with a longer side, pixels.")] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Store pixels, not JPEGs; for small images, with --max-side.")
+    ] = False,
     check: Annotated[str, typer.Option(help="decode every image, or read its header only.")] = "decode",
     workers: Annotated[int | None, typer.Option(help="Processes. Default: all cores.", show_default=False)] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print pairs, disk and time, and write nothing.")] = False,
@@ -233,6 +236,7 @@ def convert(
         vocab_size=vocab_size,
         context=context,
         max_side=max_side,
+        raw=raw,
         check=check,
         workers=workers,
     )

@@ -107,7 +107,8 @@ def setting_of(case: Case, measured: MeasuredStep) -> dict[str, Any]:
     shards = case.dataset.open_shards()
     try:
         stored = "raw" if float(np.mean(shards.mode)) > 0.5 else "jpg"
-        side = float(np.median(np.minimum(shards.width, shards.height)))
+        short, long = np.minimum(shards.width, shards.height), np.maximum(shards.width, shards.height)
+        side, aspect = float(np.median(short)), float(np.median(long / np.maximum(short, 1)))
     finally:
         shards.close()
     return {
@@ -120,6 +121,7 @@ def setting_of(case: Case, measured: MeasuredStep) -> dict[str, Any]:
         "batch_size": case.config.data.batch_size,
         "stored": stored,
         "stored_side": side,
+        "stored_aspect": aspect,
     }
 
 

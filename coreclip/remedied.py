@@ -3,18 +3,22 @@
 A remedy's steps and the baseline's run in turn (A B A B ...), each fed by its own loader, and are compared by milliseconds a
 sample, so that batches of another size count for what they hold. What is kept is the baseline of the next one. When the
 remedies that the measurements speak for are used up, the other changes on the list are measured too: then nothing on it is
-left unmeasured. Left out: changes that need another data set, or an edit of a program.
+left unmeasured. What would store the images otherwise is measured on a copy of some pairs, and said, not kept: a configuration
+does not make a data set. Left out: changes that take an edit of a program.
 """
 
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from coreclip.config import Config, config_from_table, config_to_table
 from coreclip.errors import CoreclipError
+from coreclip.pipeline import Dataset, convert, materialise
 from coreclip.profiled import Case, diagnose_case, warmup_of
 from coreclip.profiling import MeasuredSpeedup, Remedy, StageRecorder, available_cores
 from coreclip.profiling.remedies import compare
@@ -25,6 +29,8 @@ _BLOCKS = 6
 _BLOCK_STEPS = 8
 _LEAST_GAIN = 1.01
 _THREADS = "threads"
+_IMAGES = "images."  # what convert stores
+_COPIED_BATCHES = 24  # on which another way to store images is measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +48,7 @@ class Trial:
         Milliseconds a sample before over after; None where it could not be run.
     kept : bool
     note : str
-        Why it could not be run; empty where it was.
+        Why it could not be run, or how it is made where a configuration can't; else empty.
     """
 
     name: str
@@ -284,6 +290,8 @@ def _try(case: Case, name: str, change: dict[str, Any], remedy: Remedy | None) -
         measured_high=None,
         kept=False,
     )
+    if any(key.startswith(_IMAGES) for key in change):
+        return _try_images(case, trial), case
     try:
         changed = _with_change(case, change)
         gain = measure_cases(case, changed)
@@ -306,6 +314,33 @@ def _try(case: Case, name: str, change: dict[str, Any], remedy: Remedy | None) -
     return measured, changed
 
 
+def _try_images(case: Case, trial: Trial) -> Trial:
+    """Measure images that are stored otherwise, on a copy of some of the pairs, beside the same pairs as they are."""
+    options = {key.removeprefix(_IMAGES): value for key, value in trial.change.items()}
+    wanted = _COPIED_BATCHES * case.config.data.batch_size
+    indices = np.arange(case.dataset.n) if case.subset is None else np.sort(case.subset.indices)
+    with tempfile.TemporaryDirectory(prefix="coreclip-images-") as folder:
+        try:
+            plain, changed = Path(folder) / "plain", Path(folder) / "changed"
+            materialise(case.dataset, np.unique(indices)[:wanted], plain)
+            convert([plain], changed, tokenizer=plain, context=case.dataset.context, **options)
+            gain = measure_cases(
+                replace(case, dataset=Dataset(plain), subset=None), replace(case, dataset=Dataset(changed), subset=None)
+            )
+        except Exception as error:  # no disk, features of another data set: as in _try
+            return replace(trial, note=(str(error).splitlines() or [type(error).__name__])[0])
+    flags = " ".join(
+        f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in options.items()
+    )
+    return replace(
+        trial,
+        measured_speedup=gain.speedup,
+        measured_low=gain.low,
+        measured_high=gain.high,
+        note=f"needs another data set: coreclip convert DATASET OUT {flags} --tokenizer DATASET",
+    )
+
+
 def _with_change(case: Case, change: Mapping[str, Any]) -> Case:
     table = config_to_table(case.config)
     for key, value in change.items():
@@ -317,6 +352,8 @@ def _with_change(case: Case, change: Mapping[str, Any]) -> Case:
 
 def _is_made(case: Case, change: Mapping[str, Any]) -> bool:
     """Whether a change is what the case has already."""
+    if any(key.startswith(_IMAGES) for key in change):
+        return False
     try:
         made = _with_change(case, change)
     except CoreclipError:
@@ -325,9 +362,11 @@ def _is_made(case: Case, change: Mapping[str, Any]) -> bool:
 
 
 def _is_possible(change: Mapping[str, Any]) -> bool:
-    """Whether a change is one of the configuration's, or of the threads."""
+    """Whether a change is one of the configuration's, of the threads, or of what is stored."""
     sections = config_to_table(Config())
-    return bool(change) and all(key == _THREADS or key.partition(".")[0] in sections for key in change)
+    return bool(change) and all(
+        key == _THREADS or key.startswith(_IMAGES) or key.partition(".")[0] in sections for key in change
+    )
 
 
 def _key(change: Mapping[str, Any]) -> str:

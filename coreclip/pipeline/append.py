@@ -25,7 +25,7 @@ from coreclip.pipeline.merge import class_numbers, united_layout
 from coreclip.pipeline.publishing import conversion, explained_full_disk, replace_folder, restore_folder
 
 _KEPT_OPTIONS = {
-    "template": str, "max_side": int, "check": str, "max_pixels": int, "quality": int, "shard_bytes": int,
+    "template": str, "max_side": int, "raw": bool, "check": str, "max_pixels": int, "quality": int, "shard_bytes": int,
 }  # fmt: skip
 
 

@@ -30,6 +30,7 @@ from coreclip.progress import Progress
 
 _MOST_CAPTIONS_TO_LEARN = 1 << 17  # a tokenizer's few thousand merges are settled long before; more cost 50 us each
 _CHUNKS_PER_WORKER = 3  # under way at once: one at work, two waiting
+_NEWER_OPTIONS = {"raw": False}  # what data sets have that were made before there was the choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ def convert(
     vocab_size: int = 4096,
     context: int | None = None,
     max_side: int | None = None,
+    raw: bool = False,
     check: str = "decode",
     workers: int | None = None,
     shard_bytes: int = 256 << 20,
@@ -104,6 +106,8 @@ def convert(
         Tokens of a stored caption; by default 32, and CLIP's 77 with its vocabulary.
     max_side : int, optional
         Pixels; larger images are shrunk to it.
+    raw : bool
+        Store pixels in place of JPEGs: several times the size, and no entropy decoding in each epoch.
     check : {"decode", "header"}
         ``"header"`` does not decode JPEGs that are stored as they are.
     workers : int, optional
@@ -128,7 +132,7 @@ def convert(
     start = time.monotonic()
     job = check_job(
         sources, dataset, captions=captions, class_names=class_names, template=template, tokenizer=tokenizer,
-        vocab_size=vocab_size, context=context, max_side=max_side, check=check, workers=workers,
+        vocab_size=vocab_size, context=context, max_side=max_side, raw=raw, check=check, workers=workers,
         shard_bytes=shard_bytes, max_pixels=max_pixels, quality=quality,
     )  # fmt: skip
     with lock(job.target):
@@ -166,10 +170,11 @@ def _verify(target: Path, request: dict[str, Any]) -> None:
     info = read_json(target / "dataset.json", "data set description")
     try:
         there, wanted = info["convert"], request
+        options = _NEWER_OPTIONS | there["options"]
         differences = [
-            f"{name} ({there['options'].get(name)!r} there, {value!r} now)"
+            f"{name} ({options.get(name)!r} there, {value!r} now)"
             for name, value in wanted["options"].items()
-            if there["options"].get(name) != value
+            if options.get(name) != value
         ]
         if _without_paths(there["sources"]) != _without_paths(wanted["sources"]):
             differences.insert(0, "sources")

@@ -96,6 +96,7 @@ def prepare_image(
     check: str = "decode",
     max_pixels: int = 179_000_000,
     quality: int = 95,
+    raw: bool = False,
     is_clean: Callable[[bytes], bool] | None = None,
 ) -> PreparedImage:
     """Check an encoded image and return what to store for it.
@@ -112,6 +113,8 @@ def prepare_image(
         More are refused before any of them is decoded.
     quality : int
         Of JPEGs that are stored anew, 1..95.
+    raw : bool
+        Store pixels in place of JPEGs.
     is_clean : callable, optional
         Says of a JPEG that the stock decoder would have no complaint, see :class:`coreclip.pipeline.entropy.ScanChecker`;
         it then is not asked.
@@ -133,7 +136,7 @@ def prepare_image(
             warning = "" if is_clean is not None and is_clean(data) else _check_jpeg(data, header)
         if warning:
             _decode(data, None, max_pixels)  # what Pillow refuses too is no harmless warning
-        fits = max_side is None or max(header.width, header.height) <= max_side
+        fits = not raw and (max_side is None or max(header.width, header.height) <= max_side)
         if (
             fits
             and header.brings_its_tables
@@ -144,27 +147,31 @@ def prepare_image(
                 return PreparedImage(data, "jpg", header.width, header.height, warning or "")
             if (turned := _transform(data, header)) is not None:
                 return turned
-    return _store(_decode(data, max_side, max_pixels), max_side, quality)
+    return _store(_decode(data, max_side, max_pixels), max_side, quality, raw)
 
 
-def prepare_grey(pixels: bytes, height: int, width: int, *, max_side: int | None, quality: int) -> PreparedImage:
+def prepare_grey(
+    pixels: bytes, height: int, width: int, *, max_side: int | None, quality: int, raw: bool = False
+) -> PreparedImage:
     """Return what to store for unencoded grey pixels, uint8 (height, width)."""
     if len(pixels) != height * width:
         raise ImageRejected(f"{len(pixels)} of {height * width} pixels are there")
     _check_size(width, height, _LARGEST_SIDE**2)
-    return _store(Image.fromarray(np.frombuffer(pixels, dtype=np.uint8).reshape(height, width)), max_side, quality)
+    grey = Image.fromarray(np.frombuffer(pixels, dtype=np.uint8).reshape(height, width))
+    return _store(grey, max_side, quality, raw)
 
 
 def prepare_pixels(
-    pixels: bytes, height: int, width: int, channels: int, *, max_side: int | None, quality: int
+    pixels: bytes, height: int, width: int, channels: int, *, max_side: int | None, quality: int, raw: bool = False
 ) -> PreparedImage:
     """Return what to store for unencoded pixels: grey, uint8 (height, width), or RGB, uint8 (height, width, 3)."""
     if channels == 1:
-        return prepare_grey(pixels, height, width, max_side=max_side, quality=quality)
+        return prepare_grey(pixels, height, width, max_side=max_side, quality=quality, raw=raw)
     if len(pixels) != height * width * 3:
         raise ImageRejected(f"{len(pixels)} of {height * width * 3} bytes of pixels are there")
     _check_size(width, height, _LARGEST_SIDE**2)
-    return _store(Image.fromarray(np.frombuffer(pixels, dtype=np.uint8).reshape(height, width, 3)), max_side, quality)
+    colours = Image.fromarray(np.frombuffer(pixels, dtype=np.uint8).reshape(height, width, 3))
+    return _store(colours, max_side, quality, raw)
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
@@ -392,7 +399,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _store(image: Image.Image, max_side: int | None, quality: int) -> PreparedImage:
+def _store(image: Image.Image, max_side: int | None, quality: int, raw: bool) -> PreparedImage:
     longest = max(image.size)
     if max_side is not None and longest > max_side:
         width, height = (max(1, round(side * max_side / longest)) for side in image.size)
@@ -400,7 +407,7 @@ def _store(image: Image.Image, max_side: int | None, quality: int) -> PreparedIm
     if max(image.size) > _LARGEST_SIDE:
         raise ImageRejected(f"a side of {max(image.size)} pixels can't be stored ({_LARGEST_SIDE} can); set --max-side")
     rgb = image.convert("RGB")
-    if rgb.width * rgb.height <= _RAW_PIXELS:
+    if raw or rgb.width * rgb.height <= _RAW_PIXELS:
         return PreparedImage(rgb.tobytes(), "raw", rgb.width, rgb.height, transcoded=True)
     file = io.BytesIO()
     rgb.save(file, "JPEG", quality=quality, subsampling=0, comment=b"", icc_profile=None)

@@ -48,6 +48,7 @@ def check_job(
     vocab_size: int = 4096,
     context: int | None = None,
     max_side: int | None = None,
+    raw: bool = False,
     check: str = "decode",
     workers: int | None = None,
     shard_bytes: int = 256 << 20,
@@ -61,7 +62,7 @@ def check_job(
     CoreclipError
         For sources or options that are not allowed.
     """
-    images = ImageOptions(max_side=max_side, check=check, max_pixels=max_pixels, quality=quality)
+    images = ImageOptions(max_side=max_side, check=check, max_pixels=max_pixels, quality=quality, raw=raw)
     if workers is None:
         workers = len(os.sched_getaffinity(0))
     _check_ranges(_CONTEXT if context is None else context, workers, shard_bytes, images)

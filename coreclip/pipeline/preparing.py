@@ -40,6 +40,7 @@ class ImageOptions:
     check: str
     max_pixels: int
     quality: int
+    raw: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +186,8 @@ def _to_prepared(
 ) -> PreparedImage:
     if reference.channels:
         return prepare_pixels(
-            data, reference.height, reference.width, reference.channels, max_side=options.max_side, quality=options.quality
+            data, reference.height, reference.width, reference.channels,
+            max_side=options.max_side, quality=options.quality, raw=options.raw,
         )  # fmt: skip
     return prepare_image(
         data,
@@ -193,6 +195,7 @@ def _to_prepared(
         check=options.check,
         max_pixels=options.max_pixels,
         quality=options.quality,
+        raw=options.raw,
         is_clean=is_clean,
     )
 

@@ -15,6 +15,7 @@ each block's warm-up (queues filling) thrown away, and intervals from resampling
 """
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,7 @@ from coreclip.progress import Progress
 REAL, COMPUTE, LOADER, REPLAY, COLD = "real", "compute", "loader", "replay", "cold"
 _DRAWS = 1000
 _KEPT_BATCHES = 8
+_SHORT_INTERVAL = 5e-5  # seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,10 @@ class Condition:
     blocks : float64 (repeats,)
         Mean milliseconds of a step in each block, without stalls that come back. Means, because a queue's stalls are rare
         and long.
+    calls : float64 (repeats,) or None
+        The mean number of the step function's calls in each block; None where it is not called, or that is not known.
+    stages : {str: float64 (repeats,)}
+        Mean milliseconds of a step in each stage of the loop, in each block.
     cpu_milliseconds : float or None
         CPU time of the process and its children for a step, all threads.
     threads : {str: ThreadStage}
@@ -58,6 +64,8 @@ class Condition:
 
     name: str
     blocks: np.ndarray
+    calls: np.ndarray | None = None
+    stages: Mapping[str, np.ndarray] = field(default_factory=dict)
     cpu_milliseconds: float | None = None
     threads: Mapping[str, ThreadStage] = field(default_factory=dict)
     lock_milliseconds: float | None = None
@@ -368,7 +376,9 @@ class _Bench:
             use = combine([window.use for window in windows])
             conditions[name] = Condition(
                 name=name,
-                blocks=np.array([times[blocks == number].mean() for number in np.unique(blocks)]),
+                blocks=_block_means(times, blocks),
+                calls=None if name == LOADER else _block_means(steps.number, blocks),
+                stages={stage: _block_means(steps.column(stage), blocks) for stage in steps.stages},
                 cpu_milliseconds=(use.cpu_seconds + use.child_cpu_seconds) * 1e3 / len(steps),
                 threads=_per_step([window.threads for window in windows], len(steps)),
                 lock_milliseconds=_mean([window.lock_milliseconds for window in windows]),
@@ -394,8 +404,15 @@ class _Bench:
         self._labels.append((label, self._block, self._calls - 1))
 
     def _open_window(self) -> None:
-        elsewhere, window = self._recorder.elsewhere, SystemWindow(self._cores).start()
-        self._open = window, elsewhere, LockProbe().start()  # reading the system holds the lock
+        # While the system is read a loader fills its queue. One that computes in Python would have the time to fill all of
+        # it: each read waits for Python's lock, which is handed over after this interval.
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(_SHORT_INTERVAL)
+        try:
+            elsewhere, window = self._recorder.elsewhere, SystemWindow(self._cores).start()
+            self._open = window, elsewhere, LockProbe().start()  # reading the system holds the lock
+        finally:
+            sys.setswitchinterval(interval)
         self._end_step(0, "")  # so that reading the system is in no measured step
 
     def _close_window(self) -> None:
@@ -405,6 +422,10 @@ class _Bench:
             seen = _Window(window.stop(), difference(self._recorder.elsewhere, elsewhere), late)
             self._windows.setdefault(self._condition, []).append(seen)
             self._open = None
+
+
+def _block_means(values: np.ndarray, blocks: np.ndarray) -> np.ndarray:
+    return np.array([values[blocks == number].mean() for number in np.unique(blocks)])
 
 
 def _per_step(parts: list[dict[str, ThreadStage]], steps: int) -> dict[str, ThreadStage]:

@@ -6,6 +6,7 @@ a recorder that watched a training run, and is a pure function of them.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -298,11 +299,11 @@ def _look_closely(
     transfer: Callable[[Any], Any] | None,
     recorder: StageRecorder,
 ) -> tuple[list[ReadBack], list[list[tuple[str, float, float]]]]:
-    """Run a few more steps of the real loop for the lines that read tensors back, and a few for the time line."""
+    """Run a few more steps of the real loop for the time line, and a few on kept batches for the lines that read tensors back."""
 
-    def run(steps: int) -> int:
+    def run(batches: Iterable[Any], steps: int) -> int:
         done = 0
-        iterator = recorder.loop(loader)
+        iterator = recorder.loop(batches)
         for batch in iterator:
             if transfer is not None:
                 with recorder.stage("transfer"):
@@ -315,9 +316,19 @@ def _look_closely(
         iterator.close()
         return done
 
-    run(_SHOWN_STEPS + 2)  # the first ones fill the queue and end in the step that is cut off
+    run(loader, _SHOWN_STEPS + 2)  # the first ones fill the queue and end in the step that is cut off
     timeline = recorder.timeline[-_SHOWN_STEPS:]
-    return find_read_backs(lambda: run(_READ_BACK_STEPS), recorder=recorder), timeline
+    kept = _first(loader, _READ_BACK_STEPS)  # a loader at work would slow what is clocked
+    return find_read_backs(lambda: run(kept, _READ_BACK_STEPS), recorder=recorder), timeline
+
+
+def _first(loader: Iterable[Any], n: int) -> list[Any]:
+    batches = iter(loader)
+    first = list(islice(batches, n))
+    close = getattr(batches, "close", None)
+    if callable(close):
+        close()
+    return first
 
 
 def _levels(levels: np.ndarray) -> dict[str, float]:

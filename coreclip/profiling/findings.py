@@ -165,7 +165,7 @@ def _make(
 
 
 def _waiting(s: Situation) -> Finding | None:
-    if _waits_for_cores(s):
+    if _waits_by_contention(s):
         return None
     wait = s.draws["wait"]
     line = f"waiting for a batch: {with_interval(wait)} ms a step, {s.share('wait'):.0%} of it"
@@ -186,13 +186,13 @@ def _waiting(s: Situation) -> Finding | None:
     )  # fmt: skip
 
 
-def _waits_for_cores(s: Situation) -> bool:
-    """Whether the loop waits for a loader that alone would be quick enough, while the cores are full."""
-    saturated = starved_share(s) >= LEAST_SHARE or (s.use is not None and s.use.saturation >= _SATURATED)
+def _waits_by_contention(s: Situation) -> bool:
+    """Whether the loop waits for a loader that alone would be quick enough, while the cores are full or Python's lock is held."""
     if "loader" not in s.draws or np.median(s.draws["wait"]) >= _INLINE * np.median(s.draws["loader"]):
         return False  # the loop's thread makes its batches itself
-    could = s.share("loader") < 0.9 * s.share("compute")
-    return saturated and could and s.share("wait") >= s.share("slowed")
+    saturated = starved_share(s) >= LEAST_SHARE or (s.use is not None and s.use.saturation >= _SATURATED)
+    keeps_up = s.share("loader") < _SLACK * s.share("compute")
+    return keeps_up and (saturated or _lock_milliseconds(s) is not None)
 
 
 def _loader_stages(s: Situation) -> dict[str, float]:
@@ -224,10 +224,6 @@ def _how_the_loader_spends(s: Situation) -> str:
 
 
 def _contention(s: Situation) -> Finding | None:
-    if _waits_for_cores(s):
-        loss = s.draws["wait"] + s.draws["slowed"]
-        line = f"the loop waits {with_interval(s.draws['wait'])} ms a step for a loader that alone is quicker than the step: the cores are full"
-        return _make(s, "contention", loss, "cores", line)
     if not s.conditions:
         loss = starved_share(s) * s.draws["real"]
         return _make(
@@ -237,15 +233,18 @@ def _contention(s: Situation) -> Finding | None:
             "cores",
             f"the loop's thread was ready without a core {starved_share(s):.0%} of the time",
         )
-    slowed = s.draws["slowed"]
-    if interval(slowed / np.maximum(s.draws["real"], 1e-9))[0] < _SURE_SHARE:
+    loss = s.draws["slowed"]
+    line = f"the step itself is {with_interval(loss)} ms slower while the loader runs"
+    if _waits_by_contention(s):
+        loss = loss + s.draws["wait"]
+        line += f", and waits {with_interval(s.draws['wait'])} ms for a loader that alone is quicker than the step"
+    if interval(loss / np.maximum(s.draws["real"], 1e-9))[0] < _SURE_SHARE:
         return None
-    line = f"the step itself is {with_interval(slowed)} ms slower while the loader runs"
     late = _lock_milliseconds(s)
     if late is not None:
         line += f"; a thread that is ready waits {late:.1f} ms for Python's lock"
-        return _make(s, "contention", slowed, "interpreter lock", line)
-    return _make(s, "contention", slowed, "cores", line)
+        return _make(s, "contention", loss, "interpreter lock", line)
+    return _make(s, "contention", loss, "cores", line)
 
 
 def _lock_milliseconds(s: Situation) -> float | None:
@@ -273,7 +272,7 @@ def _growing(s: Situation) -> Finding | None:
     growth = s.growth
     if growth is None:
         return None
-    last = max(s.total_steps or 0, growth.last_call)
+    last = s.total_steps or growth.last_call
     stage = "time outside any stage" if growth.stage == OTHER else f"stage {growth.stage!r}"
     line = (
         f"{stage} grows by {growth.milliseconds_per_call:.3g} ms with every call ({growth.low:.3g} to {growth.high:.3g}), "
@@ -282,9 +281,8 @@ def _growing(s: Situation) -> Finding | None:
     if s.total_steps:
         line += f"; at the run's end, after {s.total_steps:,} steps, it would take {growth.at(s.total_steps):.1f} ms"
     # What the run's mean step will have grown by; the measured one holds what had grown until then.
-    centre = (growth.first_call + growth.last_call) / 2
     mean = growth.milliseconds_per_call * last / 2
-    without = np.maximum(s.draws["real"] - growth.milliseconds_per_call * centre, 1e-3)
+    without = np.maximum(s.draws["real"] - growth.milliseconds_per_call * s.call, 1e-3)
     return Finding(
         verdict="growing-cost",
         cause=growth.stage,

@@ -20,6 +20,7 @@ from coreclip.progress import Progress
 STEP = "step"
 _LEVELS = (0.0, 0.15, 0.3)  # of a step: large enough to be seen beside the noise
 _CRITICAL, _SLACK = 0.7, 0.3
+_LEAST_ENTERED = 0.5  # a step: in a stage that is entered less often a delay would be paid in few steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,7 @@ def probe_delays(
     Returns
     -------
     list of Criticality
-        In the order of ``stages``; those that are never entered are left out.
+        In the order of ``stages``; those that are entered in fewer than half of the steps are left out.
 
     Raises
     ------
@@ -100,7 +101,7 @@ def probe_delays(
     base, entered = bench.run(warmup, steps)
     side_by_side = bench.threads
     chosen = list(stages) or [STEP, *sorted(name for name in recorder.elsewhere)]
-    chosen = [name for name in chosen if entered.get(name)]
+    chosen = [name for name in chosen if entered.get(name, 0.0) >= _LEAST_ENTERED]
     times = {name: np.zeros((repeats, len(_LEVELS))) for name in chosen}
     with Progress(repeats * len(chosen) * len(_LEVELS) * steps, "probing", unit="steps") as progress:
         for turn in range(repeats):

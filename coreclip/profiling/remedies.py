@@ -5,6 +5,7 @@ cores. ``low`` to ``high`` holds both the measurements' noise and the remedy's o
 all it can". A remedy stays a prediction until :func:`measure_remedy` has run it beside the baseline.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -26,6 +27,7 @@ _MOST_THREADS = 256
 _PREPARED_SHARE = 0.8  # of a cost that a pessimist expects to get rid of
 _LEAST_LEFT = 0.05  # of a step: no growth is all of it, though a fit over blocks that grow may say so
 _SMALL_IMAGES = 128  # pixels: larger ones take more disk raw than they save time
+_STORED_ABOVE = 1.25  # of the side that is trained on: room for crops
 # By how much steps were faster on the machines that this was measured on: at worst, likely, at best. Priors, not measurements.
 _COMPILE_FACTORS = {"cpu": (0.9, 1.05, 1.4), "cuda": (1.0, 1.15, 1.6)}
 _BATCH_FACTORS = {"cpu": (0.9, 1.03, 1.2), "cuda": (1.0, 1.1, 1.6)}
@@ -42,8 +44,8 @@ class Remedy:
     predicted_speedup, low, high : float
         Old step time over new, with a 95 % interval.
     change : dict
-        The same as overrides of the configuration, ``{"data.workers": 1}``, or as an option, ``{"threads": 1}``; empty where it
-        takes another edit.
+        The same as overrides of the configuration, ``{"data.workers": 1}``, as an option, ``{"threads": 1}``, or as what ``convert``
+        stores, ``{"images.max_side": 96}``; empty where it takes another edit.
     same_result : bool
         Whether the model learns from the same pixels and batches as before: only such a change is made without being asked for.
     measured_speedup, measured_low, measured_high : float or None
@@ -324,7 +326,17 @@ def _quicker_images(s: Situation) -> Prediction | None:
         return None
     best, expected, worst = (_overlapped(s, loader * left) for left in (0.15, 0.4, 0.9))
     real = s.draws["real"]
-    return Prediction(expected=np.minimum(expected, real), best=np.minimum(best, real), worst=np.minimum(worst, real))
+    return Prediction(
+        expected=np.minimum(expected, real),
+        best=np.minimum(best, real),
+        worst=np.minimum(worst, real),
+        change={"images.raw": True, "images.max_side": _stored_side(s, size)},
+    )
+
+
+def _stored_side(s: Situation, size: int) -> int:
+    """Return the longer side of an image whose shorter one is a quarter above what is trained on."""
+    return 8 * math.ceil(_STORED_ABOVE * size * float(s.setting.get("stored_aspect", 1.0)) / 8)
 
 
 def _smaller_stored(s: Situation) -> Prediction | None:
@@ -333,12 +345,12 @@ def _smaller_stored(s: Situation) -> Prediction | None:
         return None
     if s.share("wait") + s.share("slowed") < WORTH_SHARE:
         return None
-    pixels = min(1.0, (1.25 * size / stored) ** 2)
+    pixels = min(1.0, (_STORED_ABOVE * size / stored) ** 2)
     real = s.draws["real"]
     best, expected, worst = (
         np.minimum(real, _overlapped(s, loader * left)) for left in (pixels, pixels**0.75, pixels**0.5)
     )
-    return Prediction(expected=expected, best=best, worst=worst)
+    return Prediction(expected=expected, best=best, worst=worst, change={"images.max_side": _stored_side(s, size)})
 
 
 def _smaller_images(s: Situation) -> Prediction | None:
@@ -401,15 +413,14 @@ def _constant_cost(s: Situation) -> Prediction | None:
     growth = s.growth
     if growth is None:
         return None
-    last = max(s.total_steps or 0, growth.last_call)
-    centre = (growth.first_call + growth.last_call) / 2
+    last = s.total_steps or growth.last_call
     real = s.draws["real"]
 
     def run_mean(slope: float) -> np.ndarray:
-        return np.maximum(real + slope * (last / 2 - centre), 1e-3)
+        return np.maximum(real + slope * (last / 2 - s.call), 1e-3)
 
-    # The measured steps hold the growth up to the window's centre; call 0 held none.
-    after = np.maximum(real - growth.milliseconds_per_call * centre, _LEAST_LEFT * real)
+    # The measured steps hold the growth up to their call; call 0 held none.
+    after = np.maximum(real - growth.milliseconds_per_call * s.call, _LEAST_LEFT * real)
     before = run_mean(growth.milliseconds_per_call)
     return Prediction(
         before=before,
@@ -448,12 +459,13 @@ REMEDIES: dict[str, RemedyKind] = {
     ),
     "raw-images": RemedyKind(
         "small images are stored as JPEGs and decoding them costs time, by waiting or by taking cores",
-        "keep raw pixels, in the files (FFCV's raw mode) or in memory: data.resident=true",
+        "keep small raw pixels in the files: coreclip convert DATASET OUT --raw --max-side PIXELS --tokenizer DATASET; or in memory: data.resident=true",
         _quicker_images,
+        same_result=False,
     ),
     "cached-resolution": RemedyKind(
         "images are stored with twice the side that is trained on, or more, and decoding them costs time",
-        "convert the sources again with --max-side PIXELS, a quarter above what is trained on",
+        "store them smaller, a quarter above what is trained on: coreclip convert DATASET OUT --max-side PIXELS --tokenizer DATASET",
         _smaller_stored,
         same_result=False,
     ),
@@ -480,7 +492,7 @@ REMEDIES: dict[str, RemedyKind] = {
     ),
     "keep-memory": RemedyKind(
         "the kernel gives the loop's thread fresh pages in every step, because the memory of the step before was given back",
-        "keep buffers between steps, or have the allocator keep memory: MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ above the largest tensor",
+        "have the allocator keep memory: coreclip.heap.keep_freed_memory() before the first step (train does), or MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ above the largest tensor",
         _kept_pages,
     ),
     "fewer-read-backs": RemedyKind(

@@ -314,7 +314,8 @@ def _trial_predicted(trial: Mapping[str, Any]) -> str:
 def _trial_measured(trial: Mapping[str, Any]) -> str:
     if trial["measured_speedup"] is None:
         return f"could not be run: {trial['note']}"
-    return f"{trial['measured_speedup']:.2f} x ({trial['measured_low']:.2f} to {trial['measured_high']:.2f})"
+    note = f"; {trial['note']}" if trial["note"] else ""
+    return f"{trial['measured_speedup']:.2f} x ({trial['measured_low']:.2f} to {trial['measured_high']:.2f}){note}"
 
 
 def _change(remedy: Mapping[str, Any]) -> str:

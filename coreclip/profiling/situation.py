@@ -1,14 +1,14 @@
 """What was measured, as costs of a step with their noise: what verdicts and predictions are made from."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from coreclip.profiling.conditions import COMPUTE, LOADER, REAL, Condition, resample
+from coreclip.profiling.conditions import COMPUTE, LOADER, REAL, REPLAY, Condition, resample
 from coreclip.profiling.elsewhere import ThreadStage
-from coreclip.profiling.growth import Growth
+from coreclip.profiling.growth import Growth, at_one_call
 from coreclip.profiling.readbacks import ReadBack
 from coreclip.profiling.recorder import LOADER_STAGES, StepRecords
 from coreclip.profiling.stalls import Stalls, without_stalls
@@ -16,6 +16,7 @@ from coreclip.profiling.system import SystemUse
 
 _MOST_BLOCKS = 8
 _SIDE = ("metrics", "logging")
+_PARTS = {"transfer": ("transfer",), "side": _SIDE, "matmul": ("forward", "backward", "step")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +27,8 @@ class Situation:
     ----------
     draws : {name: float64 (draws,)}
         Bootstrap draws of milliseconds per step: ``real`` = ``wait`` + ``slowed`` (by the loader's threads) + ``compute``;
-        ``transfer``, ``side`` (metrics and logging) and ``matmul`` (forward and backward) are parts of compute;
-        the other conditions and the trials by their names, where they were measured.
+        ``transfer``, ``side`` (metrics and logging) and ``matmul`` (forward and backward) are parts of compute, undisturbed by
+        the loader where that was measured; the other conditions and the trials by their names, where they were measured.
     cpu_floor : float
         Milliseconds per step that the cores need for step and loader together; 0 where unknown.
     cores : float
@@ -36,6 +37,8 @@ class Situation:
     setting : mapping
         What is known of the run: ``workers``, ``image_size``, ``precision``, ``resident``, ``device``, ``batch_size``.
     growth : Growth or None
+    call : float
+        The call of the step function that ``draws`` are of, where a stage grows.
     stalls : Stalls or None
     total_steps : int or None
         Length of the whole run.
@@ -56,6 +59,7 @@ class Situation:
     loader_cores: float | None = None
     setting: Mapping[str, Any] = field(default_factory=dict)
     growth: Growth | None = None
+    call: float = 0.0
     stalls: Stalls | None = None
     total_steps: int | None = None
     conditions: Mapping[str, Condition] = field(default_factory=dict)
@@ -86,15 +90,14 @@ def assess(
     seed: int,
 ) -> Situation:
     """Turn measurements into costs; ``records`` are the real condition's blocks in order where there are conditions."""
-    smooth = without_stalls(records, stalls)
-    draws = resample(_blocks(smooth, conditions), seed=seed)
+    call = float(records.number.mean())
+    smooth = at_one_call(without_stalls(records, stalls), growth, call)
+    draws = resample(_blocks(smooth, _at_one_call(conditions, growth, call)), seed=seed)
     busy = draws["real"] - draws["wait"]
     compute = np.maximum(draws.get("compute", busy), 1e-6)
-    unhindered = np.maximum(draws.get("replay", compute), compute)
-    draws |= {"compute": compute, "slowed": np.maximum(busy - unhindered, 0.0)}
+    draws |= {"compute": compute, "slowed": np.maximum(busy - draws.get("replay", compute), 0.0)}
     if growth is not None and growth.stage in _SIDE:
-        grown = growth.milliseconds_per_call * float(records.number.mean())
-        draws["side"] = np.maximum(draws["side"] - max(grown, 0.0), 0.0)
+        draws["side"] = np.maximum(draws["side"] - max(growth.milliseconds_per_call * call, 0.0), 0.0)
     loader = conditions.get(LOADER)
     return Situation(
         draws=draws,
@@ -107,6 +110,7 @@ def assess(
         else loader.cpu_milliseconds / max(loader.milliseconds, 1e-9),
         setting=setting,
         growth=growth,
+        call=call,
         stalls=stalls,
         total_steps=total_steps,
         conditions=conditions,
@@ -117,15 +121,32 @@ def assess(
     )
 
 
+def _at_one_call(conditions: Mapping[str, Condition], growth: Growth | None, call: float) -> Mapping[str, Condition]:
+    """Return the conditions as they would be had all been measured at ``call``; the loader's own growth is in one of them only."""
+    if growth is None or growth.stage in LOADER_STAGES:
+        return conditions
+    moved = {}
+    for name, condition in conditions.items():
+        if condition.calls is not None:
+            beyond = growth.milliseconds_per_call * (condition.calls - call)
+            stages = dict(condition.stages)
+            if growth.stage in stages:
+                stages[growth.stage] = stages[growth.stage] - beyond
+            condition = replace(condition, blocks=condition.blocks - beyond, stages=stages)
+        moved[name] = condition
+    return moved
+
+
 def _blocks(records: StepRecords, conditions: Mapping[str, Condition]) -> dict[str, np.ndarray]:
     """Return mean milliseconds per step of each cost in each block."""
     n = len(conditions[REAL].blocks) if conditions else min(len(records), _MOST_BLOCKS)
-    costs = {
-        "wait": records.column(*LOADER_STAGES),
-        "transfer": records.column("transfer"),
-        "side": records.column(*_SIDE),
-        "matmul": records.column("forward", "backward", "step"),
-        "real": records.step_milliseconds,
-    }
+    costs = {"wait": records.column(*LOADER_STAGES), "real": records.step_milliseconds}
+    costs |= {name: records.column(*stages) for name, stages in _PARTS.items()}
     blocks = {name: np.array([part.mean() for part in np.array_split(times, n)]) for name, times in costs.items()}
+    undisturbed = conditions[REPLAY].stages if REPLAY in conditions else {}
+    if undisturbed:  # what a stage takes longer beside the loader is contention's, not its own
+        none = np.zeros(n)
+        blocks |= {
+            name: np.sum([undisturbed.get(stage, none) for stage in stages], axis=0) for name, stages in _PARTS.items()
+        }
     return blocks | {name: condition.blocks for name, condition in conditions.items()}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from coreclip.config import Config
 from coreclip.errors import CoreclipError
+from coreclip.heap import keep_freed_memory
 from coreclip.pipeline import Augment, Batch, Dataset, Loader, Tokenizer, make_loader
 from coreclip.training.compiling import compile_blocks, decide_compile
 from coreclip.training.device import Fetched, check_threads, decoding_threads, resolve_device, send
@@ -315,6 +316,8 @@ def make_step(
         As :func:`coreclip.training.train`.
     """
     target = resolve_device(device)
+    if target.type == "cpu":
+        keep_freed_memory()
     if threads is not None:
         check_threads(threads)
         torch.set_num_threads(threads)

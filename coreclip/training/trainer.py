@@ -19,6 +19,7 @@ import torch
 
 from coreclip.config import Config
 from coreclip.files import check_free_disk, lock, write_json
+from coreclip.heap import keep_freed_memory
 from coreclip.pipeline import Batch, Dataset
 from coreclip.training.ahead import AheadOnDevice
 from coreclip.training.asked import all_asked
@@ -181,6 +182,8 @@ def train(
         target_device = resolve_device(device) if ranks.device is None else ranks.device
         if ranks.is_first:
             stack.enter_context(lock(run))
+        if target_device.type == "cpu":
+            keep_freed_memory()
         stack.enter_context(torch_threads(threads))
         stack.enter_context(deterministic_kernels(config.train.deterministic))
         stack.enter_context(torch.random.fork_rng(devices=[target_device] if target_device.type == "cuda" else []))

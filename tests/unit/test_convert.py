@@ -22,7 +22,8 @@ from PIL import Image
 
 from coreclip import files
 from coreclip.errors import CoreclipError
-from coreclip.pipeline import ConvertReport, Dataset, Tokenizer, convert
+from coreclip.files import read_json, write_json
+from coreclip.pipeline import ConvertReport, Dataset, Tokenizer, convert, verify
 from coreclip.pipeline.beton import read_shard
 from coreclip.pipeline.job import check_job
 
@@ -100,6 +101,37 @@ def test_baseline_jpegs_keep_their_bytes_and_progressive_ones_their_pixels(done)
             assert data.image_bytes(index) == original
         with Image.open(io.BytesIO(original)) as image:
             assert np.abs(data.image(index).astype(int) - np.asarray(image)).mean() < 8
+
+
+def test_raw_pixels_are_those_that_pillow_decodes(tmp_path):
+    source = write_tar(tmp_path / "pairs.tar", samples(12))
+    convert([source], tmp_path / "raw", raw=True, workers=1, **SMALL)
+    data = Dataset(tmp_path / "raw")
+    assert set(data.pairs["mode"]) == {"raw"}
+    assert data.pairs["transcoded"].all()
+    for index, key in enumerate(data.keys):
+        with Image.open(io.BytesIO(samples(12)[key]["jpg"])) as image:
+            assert np.array_equal(data.image(index), np.asarray(image.convert("RGB")))
+    assert verify(tmp_path / "raw").ok
+
+
+def test_a_data_set_is_converted_to_small_raw_pixels_with_its_tokenizer(done, tmp_path):
+    convert([done["data"]], tmp_path / "raw", tokenizer=done["data"], raw=True, max_side=24, workers=1, **SMALL)
+    small, large = Dataset(tmp_path / "raw"), Dataset(done["data"])
+    assert set(small.pairs["mode"]) == {"raw"}
+    assert small.pairs[["width", "height"]].max().max() == 24
+    assert [list(texts) for texts in small.pairs["captions"]] == [list(texts) for texts in large.pairs["captions"]]
+    assert np.array_equal(small.stored_tokens(range(len(small))), large.stored_tokens(range(len(large))))
+
+
+def test_a_data_set_of_jpegs_is_not_taken_for_one_of_pixels(done, tmp_path):
+    shutil.copytree(done["data"], tmp_path / "data")
+    description = read_json(tmp_path / "data" / "dataset.json", "")
+    del description["convert"]["options"]["raw"]  # as data sets were described before there was a choice
+    write_json(tmp_path / "data" / "dataset.json", description)
+    assert convert([done["source"]], tmp_path / "data", workers=2, **SMALL).already_done
+    with pytest.raises(CoreclipError, match=r"raw \(False there, True now\)"):
+        convert([done["source"]], tmp_path / "data", raw=True, workers=2, **SMALL)
 
 
 def test_captions_tokens_and_tables_agree_with_the_source(done):

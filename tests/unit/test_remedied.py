@@ -64,6 +64,17 @@ def test_remedies_are_tried_one_at_a_time_and_the_configuration_can_be_read_back
     assert torch.get_num_threads() == threads
 
 
+def test_images_that_are_stored_otherwise_are_measured_on_a_copy_and_said(case, monkeypatch):
+    change = {"images.raw": True, "images.max_side": 24}
+    monkeypatch.setattr("coreclip.remedied._changes", lambda *_: [("raw-images", change, None)])
+    improvement = try_remedies(case, steps=8, minutes=5)
+    (trial,) = improvement.trials
+    assert trial.measured_low <= trial.measured_speedup <= trial.measured_high
+    assert trial.note == "needs another data set: coreclip convert DATASET OUT --raw --max-side 24 --tokenizer DATASET"
+    assert not trial.kept
+    assert improvement.case == case
+
+
 def test_measurements_are_put_beside_their_predictions():
     trial = Trial(
         name="bf16", change={"train.precision": "bf16"}, predicted_speedup=1.2, low=1.0, high=1.4, measured_speedup=1.1,

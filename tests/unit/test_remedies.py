@@ -93,8 +93,8 @@ def test_constant_cost_is_predicted_over_the_whole_run():
     growth = Growth(
         stage="metrics", milliseconds=0, milliseconds_per_call=1, low=0.9, high=1.1, first_call=0, last_call=40
     )
-    remedy = _named(_situation(compute=120, growth=growth, total_steps=1000))["constant-cost"]
-    # 120 ms in the window's centre, of which 20 ms are grown; on average over the run 500 ms will be.
+    remedy = _named(_situation(compute=120, growth=growth, call=20, total_steps=1000))["constant-cost"]
+    # 120 ms at call 20, of which 20 ms are grown; on average over the run 500 ms will be.
     assert remedy.predicted_speedup == pytest.approx(600 / 100)
     assert remedy.low < remedy.predicted_speedup < remedy.high
 
