@@ -169,6 +169,9 @@ def _waiting(s: Situation) -> Finding | None:
         return None
     wait = s.draws["wait"]
     line = f"waiting for a batch: {with_interval(wait)} ms a step, {s.share('wait'):.0%} of it"
+    if _slows_by_waiting(s):
+        wait = wait + s.draws["slowed"]
+        line += f"; a step that has waited takes {with_interval(s.draws['slowed'])} ms longer than one that has not"
     stages = _loader_stages(s)
     if not stages:
         return _make(s, "data-bound", wait, _idle_or_computing(s), line + _how_the_loader_spends(s))
@@ -177,7 +180,7 @@ def _waiting(s: Situation) -> Finding | None:
     part = spent / max(sum(stages.values()), 1e-9)
     inline = s.stages.get(cause, 0.0)  # the loop's thread does it itself
     if inline >= 0.5 * spent or "loader" not in s.draws:
-        after = s.draws["real"] - np.minimum(wait, spent)
+        after = s.draws["real"] - wait * np.minimum(spent / np.maximum(s.draws["wait"], 1e-9), 1.0)
     else:  # hidden behind the step as far as there is room for it
         after = np.maximum(s.draws["real"] - wait, s.draws["loader"] * (1 - part))
     return _make(
@@ -190,9 +193,22 @@ def _waits_by_contention(s: Situation) -> bool:
     """Whether the loop waits for a loader that alone would be quick enough, while the cores are full or Python's lock is held."""
     if "loader" not in s.draws or np.median(s.draws["wait"]) >= _INLINE * np.median(s.draws["loader"]):
         return False  # the loop's thread makes its batches itself
-    saturated = starved_share(s) >= LEAST_SHARE or (s.use is not None and s.use.saturation >= _SATURATED)
     keeps_up = s.share("loader") < _SLACK * s.share("compute")
-    return keeps_up and (saturated or _lock_milliseconds(s) is not None)
+    return keeps_up and (_is_saturated(s) or _lock_milliseconds(s) is not None)
+
+
+def _slows_by_waiting(s: Situation) -> bool:
+    """Whether the loop waits while cores are free: caches and clocks are cold after it, and nobody takes anything from the step."""
+    return (
+        "loader" in s.draws
+        and s.share("wait") >= max(LEAST_SHARE, s.share("slowed"))
+        and not _is_saturated(s)
+        and _lock_milliseconds(s) is None
+    )
+
+
+def _is_saturated(s: Situation) -> bool:
+    return starved_share(s) >= LEAST_SHARE or (s.use is not None and s.use.saturation >= _SATURATED)
 
 
 def _loader_stages(s: Situation) -> dict[str, float]:
@@ -224,6 +240,8 @@ def _how_the_loader_spends(s: Situation) -> str:
 
 
 def _contention(s: Situation) -> Finding | None:
+    if _slows_by_waiting(s):
+        return None
     if not s.conditions:
         loss = starved_share(s) * s.draws["real"]
         return _make(
@@ -326,7 +344,8 @@ def _read_back_milliseconds(s: Situation, stages: tuple[str, ...] | None = None)
     return sum(read.milliseconds for read in s.read_backs if stages is None or read.stage in stages)
 
 
-def _synchronisation(s: Situation) -> Finding | None:
+def synchronisation(s: Situation) -> Finding | None:
+    """Detect tensors that are read back."""
     if not s.read_backs or str(s.setting.get("device", "cpu")).startswith("cuda"):
         return None  # on a GPU what a read waits for is the device's work, which is no loss by itself
     total = _read_back_milliseconds(s)
@@ -353,7 +372,8 @@ def _oversubscription(s: Situation) -> Finding | None:
     return _make(s, "oversubscription", loss, "threads", line)
 
 
-def _memory(s: Situation) -> Finding | None:
+def memory_pressure(s: Situation) -> Finding | None:
+    """Detect too little memory, or fresh pages in every step."""
     use = s.use
     if use is None or REAL not in s.conditions:
         return None
@@ -389,5 +409,5 @@ def cold_line(s: Situation) -> str | None:
 
 
 _DETECTORS: tuple[Callable[[Situation], Finding | None], ...] = (
-    _growing, _waiting, _contention, _transfer, _side_work, _stalls, _synchronisation, _oversubscription, _memory, _unwatched,
+    _growing, _waiting, _contention, _transfer, _side_work, _stalls, synchronisation, _oversubscription, memory_pressure, _unwatched,
 )  # fmt: skip

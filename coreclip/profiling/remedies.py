@@ -15,7 +15,7 @@ import numpy as np
 
 from coreclip.errors import CoreclipError
 from coreclip.profiling.conditions import interval, resample
-from coreclip.profiling.findings import find
+from coreclip.profiling.findings import Finding, memory_pressure, synchronisation
 from coreclip.profiling.situation import Situation
 from coreclip.profiling.system import cpu_flags
 from coreclip.profiling.threadpools import THREAD_LIMIT
@@ -290,17 +290,18 @@ def _larger_batch(s: Situation) -> Prediction | None:
 
 
 def _kept_pages(s: Situation) -> Prediction | None:
-    return _without_finding(s, "memory-pressure", "fresh pages")
+    found = memory_pressure(s)
+    return None if found is None or found.cause != "fresh pages" else _without_finding(s, found)
 
 
 def _fewer_read_backs(s: Situation) -> Prediction | None:
-    return _without_finding(s, "synchronisation", None)
+    found = synchronisation(s)
+    return None if found is None else _without_finding(s, found)
 
 
-def _without_finding(s: Situation, verdict: str, cause: str | None) -> Prediction | None:
+def _without_finding(s: Situation, found: Finding) -> Prediction | None:
     """Predict a step without what a detector has found."""
-    found = next((f for f in find(s) if f.verdict == verdict and cause in (None, f.cause)), None)
-    if found is None or found.share < WORTH_SHARE:
+    if found.share < WORTH_SHARE:
         return None
     real = s.draws["real"]
     return Prediction(

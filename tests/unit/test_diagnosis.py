@@ -1,8 +1,10 @@
 """Verdicts: fine thresholds on synthetic measurements, and planted faults with real loaders, threads and sleeps."""
 
 import json
+import sys
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -292,6 +294,60 @@ def test_conditions_leave_out_warm_up_and_number_calls():
     assert (np.diff(run.calls.number) > 0).all()
     assert run.calls.number[0] == 2
     assert {len(condition.blocks) for condition in run.conditions.values()} == {2}
+
+
+def test_conditions_know_their_calls_and_stages():
+    recorder = StageRecorder()
+
+    def step(batch):
+        with recorder.stage("metrics"):
+            time.sleep(0.001)
+
+    interval = sys.getswitchinterval()
+    run = run_conditions(step, _Loader(0.0, n=9), steps=8, warmup=2, repeats=2, recorder=recorder)
+    assert sys.getswitchinterval() == interval
+    assert run.conditions["loader"].calls is None
+    # Six calls a block: two to warm up, four that are measured.
+    assert run.conditions["real"].calls.tolist() == [3.5, 21.5]
+    assert run.conditions["compute"].calls.tolist() == [15.5, 33.5]
+    for name in ("real", "replay", "compute"):
+        blocks = run.conditions[name].blocks
+        assert (run.conditions[name].stages["metrics"] >= 1).all()
+        assert sum(run.conditions[name].stages.values()) == pytest.approx(blocks)
+
+
+def test_what_the_loader_slows_in_a_stage_is_contention():
+    records = _records(wait=0.0, transfer=50.0, forward=100.0)
+    conditions = _conditions(150.0, 130.0, 10.0)
+    stages = {"transfer": np.full(4, 30.0), "forward": np.full(4, 100.0)}
+    conditions["replay"] = Condition(name="replay", blocks=np.full(4, 130.0), stages=stages)
+    found = {finding.verdict: finding for finding in _judge(records, conditions).findings}
+    assert found["transfer-bound"].milliseconds == pytest.approx(30)
+    assert found["contention"].milliseconds == pytest.approx(20, abs=2)
+
+
+def test_growth_is_taken_out_of_what_conditions_are_compared_by():
+    """A step that grows is longer in the condition that comes later, and that is no gain of the one before."""
+    number = np.concatenate([first + np.arange(10) for first in (10, 40, 70, 100)])
+    records = replace(_records(metrics=1.0 * number, forward=100.0), number=number)
+    noise = np.array([0.0, 1.0, -1.0, 0.0])
+    conditions = {
+        name: Condition(
+            name=name, blocks=100.0 + calls + noise, calls=calls,
+            stages={"metrics": calls, "forward": np.full(4, 100.0)}, cpu_milliseconds=0.0,
+        )
+        for name, calls in (
+            ("real", np.array([14.5, 44.5, 74.5, 104.5])),
+            ("replay", np.array([24.5, 54.5, 84.5, 114.5])),
+            ("compute", np.array([34.5, 64.5, 94.5, 124.5])),
+        )
+    }  # fmt: skip
+    conditions["loader"] = Condition(name="loader", blocks=np.full(4, 1.0), cpu_milliseconds=0.0)
+    diagnosis = _judge(records, conditions, total_steps=100)
+    (growing,) = (finding for finding in diagnosis.findings if finding.verdict == "growing-cost")
+    assert growing.cause_milliseconds == pytest.approx(1.0)
+    assert growing.speedup == pytest.approx(150 / 100, rel=0.02)
+    assert diagnosis.loader_cap == pytest.approx(1.0, abs=0.02)
 
 
 def test_cold_condition_forgets_before_each_of_its_blocks_and_trials_surround_theirs():

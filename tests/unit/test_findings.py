@@ -85,6 +85,29 @@ def test_contention_is_for_the_lock_or_for_cores(late, cause):
     assert judged(situation(slowed=40.0, loader=20.0, conditions=conditions))[0] == ("contention", cause)
 
 
+def test_waiting_that_contention_brings_about_is_contentions():
+    def conditions(late):
+        return {
+            "real": condition("real", lock_milliseconds=late),
+            "replay": condition("replay", lock_milliseconds=0.1),
+            "compute": condition("compute"),
+            "loader": condition("loader", 60.0),
+        }
+
+    # Alone the loader takes 60 of the step's 100 ms: it is waited for because the two are in each other's way.
+    _, found = judged(situation(wait=10.0, slowed=30.0, loader=60.0, conditions=conditions(late=4.0)))
+    assert found["contention"].milliseconds == pytest.approx(40, rel=0.01)
+    assert found["contention"].speedup == pytest.approx(1.4, rel=0.01)
+    assert "data-bound" not in found
+    # A loader that alone is slower than the step is waited for in any case.
+    _, found = judged(situation(wait=10.0, slowed=30.0, loader=110.0, conditions=conditions(late=4.0)))
+    assert found["contention"].milliseconds == pytest.approx(30, rel=0.01)
+    assert found["data-bound"].milliseconds == pytest.approx(10, rel=0.01)
+    # So is one that is quick in the mean, where neither the lock nor the cores are short.
+    _, found = judged(situation(wait=10.0, slowed=30.0, loader=60.0, conditions=conditions(late=0.2)))
+    assert found["data-bound"].milliseconds == pytest.approx(10, rel=0.01)
+
+
 def test_loaders_dearest_stage_is_the_cause_and_hidden_work_saves_nothing():
     threads = {"read": ThreadStage(90.0, 5.0, 10), "decode": ThreadStage(60.0, 60.0, 10)}
     conditions = {
@@ -107,6 +130,23 @@ def test_a_loader_that_uses_no_core_is_idle():
         "idle",
     )
     assert judged(situation(wait=50.0, loader=150.0, loader_cores=1.5, conditions=conditions))[0][1] == "computing"
+
+
+def test_a_step_that_is_slower_after_waiting_is_no_contention_while_cores_are_free():
+    conditions = {name: condition(name, use=use()) for name in ("real", "replay", "compute", "loader")}
+    free = use(cpu_seconds=10.0)  # of 20 that the cores have
+    (name, cause), found = judged(
+        situation(wait=40.0, slowed=10.0, loader=150.0, loader_cores=0.02, conditions=conditions, use=free)
+    )
+    assert (name, cause) == ("data-bound", "idle")
+    assert found[name].milliseconds == pytest.approx(50, rel=0.01)
+    assert found[name].speedup == pytest.approx(1.5, rel=0.01)
+    assert "contention" not in found
+    full = use(cpu_seconds=19.0)
+    _, found = judged(
+        situation(wait=40.0, slowed=10.0, loader=150.0, loader_cores=1.5, conditions=conditions, use=full)
+    )
+    assert found["contention"].milliseconds == pytest.approx(10, rel=0.01)
 
 
 def test_fresh_pages_and_too_little_memory():

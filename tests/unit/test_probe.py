@@ -49,6 +49,23 @@ def test_stages_that_are_never_entered_are_left_out():
     assert found[0].to_dict()["opinion"] == "critical"
 
 
+def test_stages_that_are_hardly_entered_are_left_out():
+    class Refilling(Ahead):
+        def _make(self):
+            for number, batch in enumerate(super()._make()):
+                if number % 8 == 7:
+                    with self.recorder.stage("augment"):
+                        pass
+                yield batch
+
+    recorder = StageRecorder()
+    found = probe_delays(
+        lambda batch: time.sleep(0.005), Refilling(recorder, 0.001), recorder=recorder, steps=12, warmup=2, repeats=2
+    )
+    assert "augment" in recorder.elsewhere
+    assert [one.stage for one in found] == ["step", "read"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [({"steps": 1}, "steps = 1"), ({"repeats": 1}, "repeats = 1"), ({"warmup": -1}, "warmup = -1")],

@@ -99,6 +99,23 @@ def test_constant_cost_is_predicted_over_the_whole_run():
     assert remedy.low < remedy.predicted_speedup < remedy.high
 
 
+def test_a_run_that_is_shorter_than_what_was_measured_is_projected_to_its_own_end():
+    growth = Growth(
+        stage="metrics", milliseconds=0, milliseconds_per_call=1, low=0.9, high=1.1, first_call=0, last_call=400
+    )
+    remedy = _named(_situation(compute=300, growth=growth, call=200, total_steps=100))["constant-cost"]
+    assert remedy.predicted_speedup == pytest.approx(150 / 100)
+
+
+def test_smaller_or_raw_images_name_what_to_store():
+    setting = {**_SETTING, "stored": "jpg", "stored_side": 400.0, "stored_aspect": 1.3}
+    named = _named(_situation(slowed=40, loader=80, setting=setting))
+    assert named["raw-images"].change == {"images.raw": True, "images.max_side": 104}
+    assert named["cached-resolution"].change == {"images.max_side": 104}
+    assert not named["raw-images"].same_result
+    assert "raw-images" not in _named(_situation(slowed=40, loader=80, setting={**setting, "stored": "raw"}))
+
+
 def test_nothing_to_gain_no_remedy():
     assert _named(_situation(loader=10, setting={})) == {}
 
