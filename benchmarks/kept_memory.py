@@ -56,7 +56,7 @@ def main() -> None:
     options = arguments(__doc__ or "", dataset="", n=4000, steps=40, rounds=7)
     runs: dict[str, list[dict[str, float]]] = {"given back": [], "kept": []}
     with tempfile.TemporaryDirectory() as temporary:
-        folder = options.dataset or str(scenes(Path(temporary), options.n).folder)
+        folder = options.dataset or str(scenes(Path(temporary), options.n).path)
         for turn in range(options.rounds):
             for mode in list(runs) if turn % 2 == 0 else list(runs)[::-1]:
                 command = [sys.executable, __file__, _RUN_ALONE, folder, mode.split()[0], str(options.steps)]

@@ -104,7 +104,7 @@ def _traceml(asked: dict[str, Any]) -> str:
         subprocess.run(command, env=environment, capture_output=True, check=True, cwd=folder)
         summary = json.loads((Path(folder) / "run" / "final_summary.json").read_text())
     primary = summary["primary_diagnosis"]
-    return f"{primary['status']}: {primary['summary']}"
+    return " ".join(f"{primary['status']}: {primary['summary']}".split()).replace("|", "/")
 
 
 if __name__ == "__main__":

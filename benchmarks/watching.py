@@ -2,8 +2,7 @@
 
 All take their batches from loaders of their own, as `train` does. Watched are the loop's stages, the loader's stages in its
 threads, the queue's level; then also the system (clocks of all threads, waiting for cores, page faults), and how long
-Python's lock is waited for, as `coreclip profile` does; and the calls of the model and the optimiser from outside, as
-`watch` does for a loop that somebody else wrote. The plain run against itself says what the machine's noise is.
+Python's lock is waited for, as `coreclip profile` does. The plain run against itself says what the machine's noise is.
 """
 
 import contextlib

@@ -206,7 +206,10 @@ def convert(
     ] = None,
     vocab_size: Annotated[int, typer.Option(help="Largest vocabulary to train.")] = 4096,
     context: Annotated[
-        int | None, typer.Option(help="Tokens kept of a caption. Default: 32; 77 with CLIP's vocabulary.")
+        int | None,
+        typer.Option(
+            help="Tokens kept of a caption. Default: 32; 77 with CLIP's vocabulary; a data set's own with its tokenizer."
+        ),
     ] = None,
     max_side: Annotated[int | None, typer.Option(help="Shrink images with a longer side, pixels.")] = None,
     raw: Annotated[
@@ -1188,7 +1191,8 @@ def profile(
     ] = False,
     fix_minutes: Annotated[float, typer.Option(help="Time for --fix.")] = 10.0,
     fix_any: Annotated[
-        bool, typer.Option("--fix-any", help="Also try what changes the pixels or batches that the model learns from.")
+        bool,
+        typer.Option("--fix-any", help="--fix, and what changes the pixels or batches that the model learns from too."),
     ] = False,
     out: Annotated[Path, typer.Option(help="Where --fix writes the improved configuration.")] = Path("improved.toml"),
     trace: Annotated[
@@ -1230,6 +1234,7 @@ def profile(
     from coreclip.selection import Subset
     from coreclip.training import config_of
 
+    fix = fix or fix_any
     if html is not None:
         check_page(html, MARK, "profile report")
     if fix:

@@ -21,7 +21,7 @@ from coreclip.errors import CoreclipError
 from coreclip.pipeline import Dataset, convert, materialise
 from coreclip.profiled import Case, diagnose_case, warmup_of
 from coreclip.profiling import MeasuredSpeedup, Remedy, StageRecorder, available_cores
-from coreclip.profiling.remedies import compare
+from coreclip.profiling.remedies import IMAGES, change_text, compare, convert_flags
 from coreclip.progress import Progress
 from coreclip.training import MeasuredStep
 
@@ -29,7 +29,6 @@ _BLOCKS = 6
 _BLOCK_STEPS = 8
 _LEAST_GAIN = 1.01
 _THREADS = "threads"
-_IMAGES = "images."  # what convert stores
 _COPIED_BATCHES = 24  # on which another way to store images is measured
 
 
@@ -188,7 +187,7 @@ def improved_toml(improvement: Improvement, toml: str, command: str) -> str:
     kept = [trial for trial in improvement.trials if trial.kept]
     lines = [
         f"{MARK} measured {improvement.speedup:.2f} times as fast ({improvement.low:.2f} to {improvement.high:.2f}) as what it began with",
-        *(f"# {trial.name}: {_change_text(trial.change)}, measured {trial.measured_speedup:.2f}" for trial in kept),
+        *(f"# {trial.name}: {change_text(trial.change)}, measured {trial.measured_speedup:.2f}" for trial in kept),
         f"# {command}",
     ]
     return "\n".join([*lines, "", toml])
@@ -290,7 +289,7 @@ def _try(case: Case, name: str, change: dict[str, Any], remedy: Remedy | None) -
         measured_high=None,
         kept=False,
     )
-    if any(key.startswith(_IMAGES) for key in change):
+    if any(key.startswith(IMAGES) for key in change):
         return _try_images(case, trial), case
     try:
         changed = _with_change(case, change)
@@ -316,28 +315,28 @@ def _try(case: Case, name: str, change: dict[str, Any], remedy: Remedy | None) -
 
 def _try_images(case: Case, trial: Trial) -> Trial:
     """Measure images that are stored otherwise, on a copy of some of the pairs, beside the same pairs as they are."""
-    options = {key.removeprefix(_IMAGES): value for key, value in trial.change.items()}
-    wanted = _COPIED_BATCHES * case.config.data.batch_size
-    indices = np.arange(case.dataset.n) if case.subset is None else np.sort(case.subset.indices)
+    options = {key.removeprefix(IMAGES): value for key, value in trial.change.items()}
+    indices = np.arange(case.dataset.n) if case.subset is None else np.unique(case.subset.indices)
+    wanted = min(_COPIED_BATCHES * case.config.super_batch_size, len(indices))
+    chosen = indices[np.unique(np.linspace(0, len(indices) - 1, wanted).astype(np.int64))]  # of all sources and classes
     with tempfile.TemporaryDirectory(prefix="coreclip-images-") as folder:
         try:
             plain, changed = Path(folder) / "plain", Path(folder) / "changed"
-            materialise(case.dataset, np.unique(indices)[:wanted], plain)
-            convert([plain], changed, tokenizer=plain, context=case.dataset.context, **options)
-            gain = measure_cases(
-                replace(case, dataset=Dataset(plain), subset=None), replace(case, dataset=Dataset(changed), subset=None)
-            )
+            materialise(case.dataset, chosen, plain)
+            convert([plain], changed, tokenizer=plain, **options)
+            with Dataset(plain) as before, Dataset(changed) as after:
+                gain = measure_cases(
+                    replace(case, dataset=before, subset=None), replace(case, dataset=after, subset=None)
+                )
         except Exception as error:  # no disk, features of another data set: as in _try
             return replace(trial, note=(str(error).splitlines() or [type(error).__name__])[0])
-    flags = " ".join(
-        f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in options.items()
-    )
     return replace(
         trial,
         measured_speedup=gain.speedup,
         measured_low=gain.low,
         measured_high=gain.high,
-        note=f"needs another data set: coreclip convert DATASET OUT {flags} --tokenizer DATASET",
+        note=f"needs another data set: coreclip convert DATASET OUT {convert_flags(trial.change)} --tokenizer DATASET"
+        + ("" if case.subset is None else ", and choose the subset anew"),
     )
 
 
@@ -352,7 +351,7 @@ def _with_change(case: Case, change: Mapping[str, Any]) -> Case:
 
 def _is_made(case: Case, change: Mapping[str, Any]) -> bool:
     """Whether a change is what the case has already."""
-    if any(key.startswith(_IMAGES) for key in change):
+    if any(key.startswith(IMAGES) for key in change):
         return False
     try:
         made = _with_change(case, change)
@@ -365,15 +364,9 @@ def _is_possible(change: Mapping[str, Any]) -> bool:
     """Whether a change is one of the configuration's, of the threads, or of what is stored."""
     sections = config_to_table(Config())
     return bool(change) and all(
-        key == _THREADS or key.startswith(_IMAGES) or key.partition(".")[0] in sections for key in change
+        key == _THREADS or key.startswith(IMAGES) or key.partition(".")[0] in sections for key in change
     )
 
 
 def _key(change: Mapping[str, Any]) -> str:
-    return _change_text(dict(change))
-
-
-def _change_text(change: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{'--threads ' if key == _THREADS else key + '='}{value}" for key, value in sorted(change.items())
-    )
+    return change_text(dict(sorted(change.items())))

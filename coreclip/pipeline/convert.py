@@ -103,7 +103,7 @@ def convert(
     vocab_size : int
         Of a tokenizer that is trained, at most.
     context : int, optional
-        Tokens of a stored caption; by default 32, and CLIP's 77 with its vocabulary.
+        Tokens of a stored caption; by default 32, CLIP's 77 with its vocabulary, a data set's own with its tokenizer.
     max_side : int, optional
         Pixels; larger images are shrunk to it.
     raw : bool

@@ -9,6 +9,7 @@ from typing import Any
 
 import coreclip
 from coreclip.errors import CoreclipError
+from coreclip.pipeline.dataset import Dataset
 from coreclip.pipeline.preparing import ImageOptions
 from coreclip.pipeline.records import Source
 from coreclip.pipeline.sources import class_names_of, find_sources
@@ -71,7 +72,7 @@ def check_job(
     found = find_sources(sources, captions, class_names)
     chosen = None if tokenizer is None else open_tokenizer(tokenizer)
     if context is None:
-        context = _CLIP_CONTEXT if chosen is not None and chosen.is_clip else _CONTEXT
+        context = _usual_context(tokenizer, chosen)
     names = class_names_of(found) if class_names is None else list(class_names)
     options = {
         **asdict(images),
@@ -96,6 +97,13 @@ def check_job(
         images=images,
         request={"sources": identities, "options": options, "version": coreclip.__version__},
     )
+
+
+def _usual_context(name: PathLike | None, tokenizer: Tokenizer | None) -> int:
+    """Return the context of the data set whose tokenizer is taken, else the tokenizer's usual one."""
+    if name is not None and (Path(name) / "dataset.json").is_file():
+        return Dataset(name).context
+    return _CLIP_CONTEXT if tokenizer is not None and tokenizer.is_clip else _CONTEXT
 
 
 def _check_ranges(context: int, workers: int, shard_bytes: int, images: ImageOptions) -> None:

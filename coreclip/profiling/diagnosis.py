@@ -361,9 +361,7 @@ def _check_measurements(records: StepRecords, conditions: Mapping[str, Condition
 def _evidence(records: StepRecords, s: Situation, findings: Sequence[Finding]) -> list[str]:
     lines = [f"a step takes {with_interval(s.draws['real'])} ms"]
     if s.conditions:
-        cap = np.maximum(
-            s.draws["real"] / s.draws["compute"], 1.0
-        )  # a step that grows is longer in the later condition
+        cap = np.maximum(s.draws["real"] / s.draws["compute"], 1.0)  # less is noise
         lines += [
             f"with the loader stopped and one resident batch it takes {with_interval(s.draws['compute'])} ms, "
             f"so no fix of the loader can bring more than {with_interval(cap, 2)} x",

@@ -31,17 +31,18 @@ VERDICTS: dict[str, str] = {
     "balanced": "nothing alone holds the step up",
 }
 LEAST_SHARE = 0.10  # of a step: a loss this large gets the verdict
+_LEAST_GROWN_SHARE = 0.05  # of a mean step of the run: its growth is certain, however small
 _SURE_SHARE = 0.03  # which the lower end of its interval must reach
 _NOTED_SHARE = 0.01  # smaller ones are not worth a line
 _SATURATED = 0.85  # of the cores busy
 _SLACK = 0.85  # a loader alone that takes this much of a compute step has no slack left
 _IDLE_CORES = 0.3  # a loader that uses less waits for something else than a core
 _LOCK_MILLISECONDS = 0.5  # a thread that is ready gets Python's lock sooner where nobody holds it for long
-_INLINE = 0.7  # of what the loader takes alone: a loop that waits as long overlaps nothing with it
 _KNOWN_WORK = 0.5  # of the loader's time must lie in watched stages, or they are not what it does
 _LEAST_READ = 1 << 16  # bytes a batch: less is a page that comes by
 _MOST_SHARE = 0.95  # of a step that reading tensors back can be: the rest is what they are computed by
 _LEAST_UNWATCHED = 0.5
+_HIDDEN_SHARE = 0.1  # of a cost, to be said
 _FAULTS = 1000  # fresh pages a step in the loop's thread, 4 MB: fewer cost no milliseconds
 _BARE_STAGES = (*LOADER_STAGES, OTHER)
 
@@ -101,7 +102,10 @@ def find(situation: Situation) -> list[Finding]:
 def verdict(situation: Situation, findings: list[Finding]) -> tuple[str, str]:
     """Return the verdict and its cause."""
     for finding in findings:
-        if finding.is_sure or finding.verdict == "growing-cost":
+        is_growing = finding.verdict == "growing-cost" and (
+            not situation.total_steps or finding.share >= _LEAST_GROWN_SHARE
+        )
+        if finding.is_sure or is_growing:
             return finding.verdict, finding.cause
     no_slack = (
         situation.share("loader") >= _SLACK * situation.share("compute") if "loader" in situation.draws else False
@@ -164,12 +168,23 @@ def _make(
     )
 
 
+def _make_of_step(s: Situation, verdict: str, cost: np.ndarray, cause: str, evidence: str) -> Finding | None:
+    """Return a finding of what the step itself pays: it costs the run as much of it as does not hide behind the loader."""
+    after = s.without(cost)
+    loss = np.maximum(s.draws["real"] - after, 0.0)
+    whole = float(np.median(cost))
+    hidden = whole - float(np.median(loss))
+    if hidden > _HIDDEN_SHARE * whole:
+        evidence += f"; {hidden:.1f} ms of it are hidden behind the loader, which takes as long"
+    return _make(s, verdict, loss, cause, evidence, after=after, cause_milliseconds=whole)
+
+
 def _waiting(s: Situation) -> Finding | None:
     if _waits_by_contention(s):
         return None
     wait = s.draws["wait"]
     line = f"waiting for a batch: {with_interval(wait)} ms a step, {s.share('wait'):.0%} of it"
-    if _slows_by_waiting(s):
+    if slows_by_waiting(s):
         wait = wait + s.draws["slowed"]
         line += f"; a step that has waited takes {with_interval(s.draws['slowed'])} ms longer than one that has not"
     stages = _loader_stages(s)
@@ -191,16 +206,17 @@ def _waiting(s: Situation) -> Finding | None:
 
 def _waits_by_contention(s: Situation) -> bool:
     """Whether the loop waits for a loader that alone would be quick enough, while the cores are full or Python's lock is held."""
-    if "loader" not in s.draws or np.median(s.draws["wait"]) >= _INLINE * np.median(s.draws["loader"]):
-        return False  # the loop's thread makes its batches itself
+    if not s.overlaps:
+        return False
     keeps_up = s.share("loader") < _SLACK * s.share("compute")
     return keeps_up and (_is_saturated(s) or _lock_milliseconds(s) is not None)
 
 
-def _slows_by_waiting(s: Situation) -> bool:
-    """Whether the loop waits while cores are free: caches and clocks are cold after it, and nobody takes anything from the step."""
+def slows_by_waiting(s: Situation) -> bool:
+    """Return whether the loop waits while cores are free: caches and clocks are cold after it, and nobody takes anything from the step."""
     return (
         "loader" in s.draws
+        and s.use is not None
         and s.share("wait") >= max(LEAST_SHARE, s.share("slowed"))
         and not _is_saturated(s)
         and _lock_milliseconds(s) is None
@@ -240,7 +256,7 @@ def _how_the_loader_spends(s: Situation) -> str:
 
 
 def _contention(s: Situation) -> Finding | None:
-    if _slows_by_waiting(s):
+    if slows_by_waiting(s):
         return None
     if not s.conditions:
         loss = starved_share(s) * s.draws["real"]
@@ -253,10 +269,11 @@ def _contention(s: Situation) -> Finding | None:
         )
     loss = s.draws["slowed"]
     line = f"the step itself is {with_interval(loss)} ms slower while the loader runs"
-    if _waits_by_contention(s):
+    waits = _waits_by_contention(s)
+    if waits:
         loss = loss + s.draws["wait"]
         line += f", and waits {with_interval(s.draws['wait'])} ms for a loader that alone is quicker than the step"
-    if interval(loss / np.maximum(s.draws["real"], 1e-9))[0] < _SURE_SHARE:
+    if not waits and interval(loss / np.maximum(s.draws["real"], 1e-9))[0] < _SURE_SHARE:
         return None
     late = _lock_milliseconds(s)
     if late is not None:
@@ -276,21 +293,20 @@ def _lock_milliseconds(s: Situation) -> float | None:
 
 def _transfer(s: Situation) -> Finding | None:
     line = f"copying to the device: {with_interval(s.draws['transfer'])} ms a step, {s.share('transfer'):.0%} of it"
-    return _make(s, "transfer-bound", s.draws["transfer"], "transfer", line)
+    return _make_of_step(s, "transfer-bound", s.draws["transfer"], "transfer", line)
 
 
 def _side_work(s: Situation) -> Finding | None:
     loss = np.maximum(s.draws["side"] - _read_back_milliseconds(s, ("metrics", "logging")), 0.0)
     cause = max(("metrics", "logging"), key=lambda stage: s.stages.get(stage, 0.0))
     line = f"metrics and logging: {with_interval(loss)} ms a step, {s.share('side'):.0%} of it"
-    return _make(s, "metric-or-logging", loss, cause, line)
+    return _make_of_step(s, "metric-or-logging", loss, cause, line)
 
 
 def _growing(s: Situation) -> Finding | None:
     growth = s.growth
     if growth is None:
         return None
-    last = s.total_steps or growth.last_call
     stage = "time outside any stage" if growth.stage == OTHER else f"stage {growth.stage!r}"
     line = (
         f"{stage} grows by {growth.milliseconds_per_call:.3g} ms with every call ({growth.low:.3g} to {growth.high:.3g}), "
@@ -298,20 +314,21 @@ def _growing(s: Situation) -> Finding | None:
     )
     if s.total_steps:
         line += f"; at the run's end, after {s.total_steps:,} steps, it would take {growth.at(s.total_steps):.1f} ms"
-    # What the run's mean step will have grown by; the measured one holds what had grown until then.
-    mean = growth.milliseconds_per_call * last / 2
-    without = np.maximum(s.draws["real"] - growth.milliseconds_per_call * s.call, 1e-3)
+    # What the mean step of the run will have grown by: as fitted, and at the ends of the fit's interval.
+    means = [s.grown(slope) for slope in (growth.milliseconds_per_call, growth.low, growth.high)]
+    lost, low, high = (float(np.median(growing - without)) for growing, without in means)
+    gain, slow, fast = (float(np.median(growing / without)) for growing, without in means)
     return Finding(
         verdict="growing-cost",
         cause=growth.stage,
-        milliseconds=mean,
-        low=growth.low * last / 2,
-        high=growth.high * last / 2,
-        share=mean / max(mean + float(np.median(without)), 1e-9),
+        milliseconds=lost,
+        low=low,
+        high=high,
+        share=lost / max(float(np.median(means[0][0])), 1e-9),
         cause_milliseconds=growth.milliseconds_per_call,
-        speedup=float(np.median((without + mean) / without)),
-        speedup_low=float(np.median((without + growth.low * last / 2) / without)),
-        speedup_high=float(np.median((without + growth.high * last / 2) / without)),
+        speedup=gain,
+        speedup_low=slow,
+        speedup_high=fast,
         evidence=line,
     )
 
@@ -322,7 +339,7 @@ def _stalls(s: Situation) -> Finding | None:
         return None
     real, spread = s.draws["real"], stalls.milliseconds_per_step
     where = "a step" if stalls.stage in (OTHER, "step") else f"stage {stalls.stage!r}"
-    gain = (real + spread) / real
+    gain = (real + spread) / s.without(0.0)
     slow, fast = interval(gain)
     return Finding(
         verdict="periodic-stall",
@@ -355,7 +372,7 @@ def synchronisation(s: Situation) -> Finding | None:
         f".{dearest.method}() at {dearest.where}: {dearest.calls:,.0f} times, {dearest.milliseconds:.1f} ms"
     )
     loss = np.minimum(total, _MOST_SHARE * s.draws["real"])
-    return _make(s, "synchronisation", loss, dearest.where, line)
+    return _make_of_step(s, "synchronisation", loss, dearest.where, line)
 
 
 def _oversubscription(s: Situation) -> Finding | None:
@@ -369,7 +386,7 @@ def _oversubscription(s: Situation) -> Finding | None:
         f"with no more computing threads than the {s.cores:g} cores a step on a resident batch takes {with_interval(limited)} ms "
         f"instead of {with_interval(s.draws['compute'])}"
     )
-    return _make(s, "oversubscription", loss, "threads", line)
+    return _make_of_step(s, "oversubscription", loss, "threads", line)
 
 
 def memory_pressure(s: Situation) -> Finding | None:
@@ -384,9 +401,9 @@ def memory_pressure(s: Situation) -> Finding | None:
     loss = np.full_like(s.draws["real"], max(stalled, kernel))
     if stalled >= kernel:
         line = f"processes wait for memory {stalled:.1f} ms a step: the machine has too little"
-        return _make(s, "memory-pressure", loss, "too little memory", line)
+        return _make_of_step(s, "memory-pressure", loss, "too little memory", line)
     line = f"the kernel gives the loop's thread {faults:,.0f} fresh pages a step, and spends {kernel:.1f} ms on it"
-    return _make(s, "memory-pressure", loss, "fresh pages", line)
+    return _make_of_step(s, "memory-pressure", loss, "fresh pages", line)
 
 
 def _unwatched(s: Situation) -> Finding | None:

@@ -7,7 +7,7 @@ all it can". A remedy stays a prediction until :func:`measure_remedy` has run it
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -15,17 +15,17 @@ import numpy as np
 
 from coreclip.errors import CoreclipError
 from coreclip.profiling.conditions import interval, resample
-from coreclip.profiling.findings import Finding, memory_pressure, synchronisation
+from coreclip.profiling.findings import Finding, memory_pressure, slows_by_waiting, synchronisation
 from coreclip.profiling.situation import Situation
 from coreclip.profiling.system import cpu_flags
 from coreclip.profiling.threadpools import THREAD_LIMIT
 
+IMAGES = "images."  # changes of what is stored
 WORTH_SHARE = 0.05  # of a step: below it, removing all of a cost is not worth a line
 _WORTH_SPEEDUP = 1.02
 _IDLE_THREADS = 0.3  # loader threads that use less of a core than this wait for something else
 _MOST_THREADS = 256
 _PREPARED_SHARE = 0.8  # of a cost that a pessimist expects to get rid of
-_LEAST_LEFT = 0.05  # of a step: no growth is all of it, though a fit over blocks that grow may say so
 _SMALL_IMAGES = 128  # pixels: larger ones take more disk raw than they save time
 _STORED_ABOVE = 1.25  # of the side that is trained on: room for crops
 # By how much steps were faster on the machines that this was measured on: at worst, likely, at best. Priors, not measurements.
@@ -137,6 +137,25 @@ def propose(situation: Situation) -> list[Remedy]:
     return sorted(remedies, key=lambda remedy: -remedy.predicted_speedup)
 
 
+def change_text(change: Mapping[str, Any]) -> str:
+    """Return a change to read: overrides, options, and what ``convert`` is to be told."""
+    flags = convert_flags(change)
+    others = [
+        f"--threads {value}" if name == "threads" else f"{name}={value}"
+        for name, value in change.items()
+        if not name.startswith(IMAGES)
+    ]
+    return ", ".join([*([f"convert {flags}"] if flags else []), *others])
+
+
+def convert_flags(change: Mapping[str, Any]) -> str:
+    """Return the options of ``convert`` that store images as a change has it; empty where it changes something else."""
+    stored = {name.removeprefix(IMAGES): value for name, value in change.items() if name.startswith(IMAGES)}
+    return " ".join(
+        f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in stored.items()
+    )
+
+
 def measure_remedy(
     baseline: Callable[[], object],
     candidate: Callable[[], object],
@@ -198,8 +217,8 @@ def _overlapped(s: Situation, load: np.ndarray) -> np.ndarray:
 
 
 def _prefetch(s: Situation) -> Prediction | None:
-    loader, wait = s.draws.get("loader"), s.draws["wait"]
-    if loader is None or s.share("wait") < WORTH_SHARE or np.median(wait) < 0.7 * np.median(loader):
+    loader = s.draws.get("loader")
+    if loader is None or s.share("wait") < WORTH_SHARE or s.overlaps:
         return None
     after = _overlapped(s, loader)
     return Prediction(expected=after, best=after, worst=np.maximum(after, 0.5 * (after + s.draws["real"])))
@@ -218,7 +237,7 @@ def _more_threads(s: Situation) -> Prediction | None:
 
 def _fewer_threads(s: Situation) -> Prediction | None:
     loader, workers, real = s.draws.get("loader"), s.setting.get("workers"), s.draws["real"]
-    if loader is None or not workers or workers < 2 or s.share("slowed") < WORTH_SHARE:
+    if loader is None or not workers or workers < 2 or s.share("slowed") < WORTH_SHARE or slows_by_waiting(s):
         return None
     fewer = workers // 2
     slower_loading = loader * workers / fewer
@@ -246,16 +265,16 @@ def _limit_threads(s: Situation) -> Prediction | None:
     limited = s.draws.get(THREAD_LIMIT)
     if limited is None:
         return None
-    after = s.draws["real"] - np.maximum(s.draws["compute"] - limited, 0.0)
+    after = s.without(np.maximum(s.draws["compute"] - limited, 0.0))
     return Prediction(expected=after, best=after, worst=after, change={"threads": max(1, int(s.cores))})
 
 
 def _spare_core(s: Situation) -> Prediction | None:
     most = max(1, int(s.cores))
-    if most < 2 or s.share("slowed") < WORTH_SHARE or s.setting.get("device", "cpu") != "cpu":
+    if most < 2 or s.share("slowed") < WORTH_SHARE or s.setting.get("device", "cpu") != "cpu" or slows_by_waiting(s):
         return None
     real, slower = s.draws["real"], s.draws["compute"] * most / (most - 1)
-    best = np.maximum(s.draws["compute"], s.cpu_floor)
+    best = _overlapped(s, s.floor)
     # What a step loses with a core depends on how well it uses several, which is a guess here.
     return Prediction(
         expected=np.sqrt(best * np.maximum(slower, best)),
@@ -269,11 +288,11 @@ def _compile(s: Situation) -> Prediction | None:
     if s.setting.get("compile") is not False or s.share("matmul") < 0.5 or s.share("wait") >= 0.3:
         return None
     worst, expected, best = _COMPILE_FACTORS["cuda" if str(s.setting.get("device")).startswith("cuda") else "cpu"]
-    real, part = s.draws["real"], s.draws["matmul"]
+    part = s.draws["matmul"]
     return Prediction(
-        expected=real - part * (1 - 1 / expected),
-        best=real - part * (1 - 1 / best),
-        worst=real - part * (1 - 1 / worst),
+        expected=s.without(part * (1 - 1 / expected)),
+        best=s.without(part * (1 - 1 / best)),
+        worst=s.without(part * (1 - 1 / worst)),
         change={"train.compile": "on"},
     )
 
@@ -315,7 +334,8 @@ def _rarer_stalls(s: Situation) -> Prediction | None:
     if s.stalls is None:
         return None
     real, spread = s.draws["real"], s.stalls.milliseconds_per_step
-    return Prediction(before=real + spread, expected=real, best=real, worst=real + 0.5 * spread)
+    after = s.without(0.0)
+    return Prediction(before=real + spread, expected=after, best=after, worst=after + 0.5 * spread)
 
 
 def _quicker_images(s: Situation) -> Prediction | None:
@@ -351,7 +371,9 @@ def _smaller_stored(s: Situation) -> Prediction | None:
     best, expected, worst = (
         np.minimum(real, _overlapped(s, loader * left)) for left in (pixels, pixels**0.75, pixels**0.5)
     )
-    return Prediction(expected=expected, best=best, worst=worst, change={"images.max_side": _stored_side(s, size)})
+    raw = {"images.raw": True} if s.setting.get("stored") == "raw" else {}  # or they would become JPEGs
+    change = {**raw, "images.max_side": _stored_side(s, size)}
+    return Prediction(expected=expected, best=best, worst=worst, change=change)
 
 
 def _smaller_images(s: Situation) -> Prediction | None:
@@ -379,7 +401,7 @@ def _bf16(s: Situation) -> Prediction | None:
     factors = _bf16_factors(s.setting.get("device", "cpu"))
     if factors is None or s.setting.get("precision") == "bf16" or s.share("matmul") < 0.3 or s.share("wait") >= 0.3:
         return None
-    worst, expected, best = (s.draws["real"] - s.draws["matmul"] * (1 - 1 / factor) for factor in factors)
+    worst, expected, best = (s.without(s.draws["matmul"] * (1 - 1 / factor)) for factor in factors)
     return Prediction(expected=expected, best=best, worst=worst, change={"train.precision": "bf16"})
 
 
@@ -406,29 +428,17 @@ def _transfer(s: Situation) -> Prediction | None:
 def _without(s: Situation, cost: str) -> Prediction | None:
     if s.share(cost) < WORTH_SHARE:
         return None
-    after, real = s.draws["real"] - s.draws[cost], s.draws["real"]
-    return Prediction(expected=after, best=after, worst=real - _PREPARED_SHARE * s.draws[cost])
+    after = s.without(s.draws[cost])
+    return Prediction(expected=after, best=after, worst=s.without(_PREPARED_SHARE * s.draws[cost]))
 
 
 def _constant_cost(s: Situation) -> Prediction | None:
     growth = s.growth
     if growth is None:
         return None
-    last = s.total_steps or growth.last_call
-    real = s.draws["real"]
-
-    def run_mean(slope: float) -> np.ndarray:
-        return np.maximum(real + slope * (last / 2 - s.call), 1e-3)
-
-    # The measured steps hold the growth up to their call; call 0 held none.
-    after = np.maximum(real - growth.milliseconds_per_call * s.call, _LEAST_LEFT * real)
-    before = run_mean(growth.milliseconds_per_call)
-    return Prediction(
-        before=before,
-        expected=after,
-        best=after * before / run_mean(growth.high),
-        worst=after * before / run_mean(growth.low),
-    )
+    before, after = s.grown(growth.milliseconds_per_call)
+    low, high = (growing / without for growing, without in (s.grown(growth.low), s.grown(growth.high)))
+    return Prediction(before=before, expected=after, best=before / high, worst=before / low)
 
 
 REMEDIES: dict[str, RemedyKind] = {

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from coreclip.pages import generator_mark, template
+from coreclip.profiling.remedies import change_text
 
 GENERATOR = "coreclip profile"
 MARK = generator_mark(GENERATOR)
@@ -84,7 +85,7 @@ def render_html(diagnosis: Mapping[str, Any], *, title: str = "Where the time go
         conditions=_conditions(conditions) if len(conditions) > 1 else [], has_cold="cold" in conditions,
         loader=_loader(diagnosis.get("loader_stages") or {}), gauges=_gauges(diagnosis.get("gauges") or {}),
         roofline=_roofline(diagnosis.get("roofline")),
-        predicted=_predicted, measured=_measured, change=_change,
+        predicted=_predicted, measured=_measured, change=_change, gains_from_other_files=gains_from_other_files,
         trial_predicted=_trial_predicted, trial_measured=_trial_measured,
     )  # fmt: skip
     if not page:
@@ -286,6 +287,10 @@ def _fix_lines(fix: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"together {fix['speedup']:.2f} x ({fix['low']:.2f} to {fix['high']:.2f}), written to {fix['config']}"
         )
+    elif gains_from_other_files(fix):
+        lines.append(
+            "nothing that the configuration can change makes the steps faster beyond the noise; images that are stored otherwise do"
+        )
     elif fix["complete"]:
         lines.append("nothing on the list makes the steps faster beyond the noise")
     else:
@@ -293,6 +298,11 @@ def _fix_lines(fix: Mapping[str, Any]) -> list[str]:
             "nothing that was tried makes the steps faster beyond the noise; the time was up before the list was"
         )
     return lines
+
+
+def gains_from_other_files(fix: Mapping[str, Any]) -> bool:
+    """Return whether a change was faster for certain that a configuration can't make: one of the stored images."""
+    return any(trial["note"] and (trial["measured_low"] or 0.0) > 1 for trial in fix["trials"])
 
 
 def _predicted(remedy: Mapping[str, Any]) -> str:
@@ -319,4 +329,4 @@ def _trial_measured(trial: Mapping[str, Any]) -> str:
 
 
 def _change(remedy: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in remedy["change"].items())
+    return change_text(remedy["change"])

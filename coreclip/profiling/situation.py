@@ -15,6 +15,9 @@ from coreclip.profiling.stalls import Stalls, without_stalls
 from coreclip.profiling.system import SystemUse
 
 _MOST_BLOCKS = 8
+_LEAST_LEFT = 0.05  # of a step, though a fit over blocks that grow may say that nothing is
+_CALLS_LOOKED_AT = 65  # of a run, for its mean step
+_HIDDEN_PART = 0.3  # of the shorter of loading and computing: what overlaps hides more
 _SIDE = ("metrics", "logging")
 _PARTS = {"transfer": ("transfer",), "side": _SIDE, "matmul": ("forward", "backward", "step")}
 
@@ -26,7 +29,8 @@ class Situation:
     Attributes
     ----------
     draws : {name: float64 (draws,)}
-        Bootstrap draws of milliseconds per step: ``real`` = ``wait`` + ``slowed`` (by the loader's threads) + ``compute``;
+        Bootstrap draws of milliseconds per step: ``real`` = ``wait`` + ``slowed`` (by the loader's threads) + ``replay``,
+        or ``compute`` where the step was not replayed;
         ``transfer``, ``side`` (metrics and logging) and ``matmul`` (forward and backward) are parts of compute, undisturbed by
         the loader where that was measured; the other conditions and the trials by their names, where they were measured.
     cpu_floor : float
@@ -35,7 +39,8 @@ class Situation:
     loader_cores : float or None
         Cores that the loader keeps busy when it runs alone.
     setting : mapping
-        What is known of the run: ``workers``, ``image_size``, ``precision``, ``resident``, ``device``, ``batch_size``.
+        What is known of the run: ``workers``, ``image_size``, ``precision``, ``resident``, ``device``, ``batch_size``, ``compile``;
+        how images are ``stored`` ("jpg", "raw"), ``stored_side`` (the shorter one), ``stored_aspect``.
     growth : Growth or None
     call : float
         The call of the step function that ``draws`` are of, where a stage grows.
@@ -73,6 +78,39 @@ class Situation:
         if name not in self.draws:
             return 0.0
         return float(np.median(self.draws[name]) / max(np.median(self.draws["real"]), 1e-9))
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether batches are made beside the step; else the loop's thread waits for all that making one takes."""
+        if "loader" not in self.draws:
+            return False
+        loader, compute, wait = (float(np.median(self.draws[name])) for name in ("loader", "compute", "wait"))
+        return wait < loader - _HIDDEN_PART * min(loader, compute)
+
+    @property
+    def floor(self) -> np.ndarray:
+        """float64 (draws,): what a step takes at least because a loader beside it takes as long for a batch; 0 for none."""
+        return self.draws["loader"] if self.overlaps else np.zeros_like(self.draws["real"])
+
+    @property
+    def own(self) -> np.ndarray:
+        """float64 (draws,): a step's time without what it waits for because the loader is slower."""
+        real, wait = self.draws["real"], self.draws["wait"]
+        return real - np.minimum(wait, np.maximum(self.floor - (real - wait), 0.0))
+
+    def without(self, loss: np.ndarray | float) -> np.ndarray:
+        """Return a step's time without a loss of its own: what the loader takes longer then shows."""
+        return np.maximum(np.maximum(self.own - loss, self.floor), 1e-3)
+
+    def grown(self, slope: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return the mean step of the whole run, where a stage grows by ``slope`` with each call, and one that does not grow."""
+        assert self.growth is not None
+        last = self.total_steps or self.growth.last_call
+        # The measured steps hold the growth up to their call; call 0 held none. No growth is all of a step.
+        base = np.maximum(self.own - slope * self.call, _LEAST_LEFT * self.own)
+        calls = np.linspace(0, last, _CALLS_LOOKED_AT)
+        growing = np.maximum(base[:, None] + slope * calls, self.floor[:, None]).mean(axis=1)
+        return growing, np.maximum(np.maximum(base, self.floor), 1e-3)
 
 
 def assess(
@@ -122,16 +160,16 @@ def assess(
 
 
 def _at_one_call(conditions: Mapping[str, Condition], growth: Growth | None, call: float) -> Mapping[str, Condition]:
-    """Return the conditions as they would be had all been measured at ``call``; the loader's own growth is in one of them only."""
-    if growth is None or growth.stage in LOADER_STAGES:
+    """Return the conditions as they would be had all been measured at ``call``, as far as the stage that grows is in them."""
+    if growth is None:
         return conditions
     moved = {}
     for name, condition in conditions.items():
-        if condition.calls is not None:
+        stage = condition.stages.get(growth.stage)
+        has_it = name == REAL or (growth.stage not in LOADER_STAGES if stage is None else bool(stage.any()))
+        if condition.calls is not None and has_it:
             beyond = growth.milliseconds_per_call * (condition.calls - call)
-            stages = dict(condition.stages)
-            if growth.stage in stages:
-                stages[growth.stage] = stages[growth.stage] - beyond
+            stages = condition.stages if stage is None else {**condition.stages, growth.stage: stage - beyond}
             condition = replace(condition, blocks=condition.blocks - beyond, stages=stages)
         moved[name] = condition
     return moved

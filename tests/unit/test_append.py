@@ -84,6 +84,12 @@ def test_options_of_the_first_conversion_are_kept_where_they_make_sense(tmp_path
     assert Dataset(tmp_path / "data").pairs["width"].max() == 32
 
 
+def test_appended_pairs_are_stored_as_the_others(sources, tmp_path):
+    convert(sources[:1], tmp_path / "raw", raw=True, workers=1, **SMALL)
+    append(tmp_path / "raw", sources[1:], workers=1)
+    assert set(Dataset(tmp_path / "raw").pairs["mode"]) == {"raw"}
+
+
 def test_a_link_stays_a_link(data, sources, tmp_path):
     (tmp_path / "link").symlink_to(data)
     append(tmp_path / "link", sources[1:], workers=1)

@@ -169,6 +169,35 @@ def test_growth_without_an_end_comes_first_and_with_one_by_its_mean():
     assert found[name].milliseconds == pytest.approx(500)
 
 
+def test_what_hides_behind_the_loader_costs_nothing():
+    conditions = {name: condition(name) for name in ("real", "replay", "compute", "loader")}
+    (name, _), found = judged(situation(compute=100.0, transfer=40.0, loader=97.0, conditions=conditions))
+    assert name == "balanced"
+    assert found["transfer-bound"].milliseconds == pytest.approx(3, rel=0.05)
+    assert found["transfer-bound"].cause_milliseconds == pytest.approx(40, rel=0.01)
+    assert "37.0 ms of it are hidden" in found["transfer-bound"].evidence
+
+
+def test_growth_shows_when_the_step_is_longer_than_the_loader_takes():
+    growth = Growth(
+        stage="metrics", milliseconds=0, milliseconds_per_call=1.0, low=0.9, high=1.1, first_call=0, last_call=100
+    )
+    _, found = judged(situation(compute=100.0, loader=100.0, growth=growth, call=0.0, total_steps=100))
+    assert found["growing-cost"].milliseconds == pytest.approx(50, rel=0.03)
+    # A step of 50 ms waits for the loader until it has grown by 50: half of the run, then 25 ms in the mean.
+    _, found = judged(situation(wait=50.0, compute=50.0, loader=100.0, growth=growth, call=0.0, total_steps=100))
+    assert found["growing-cost"].milliseconds == pytest.approx(12.5, rel=0.05)
+    assert found["growing-cost"].speedup == pytest.approx(1.125, rel=0.02)
+
+
+def test_growth_that_comes_to_nothing_in_a_short_run_gets_no_verdict():
+    growth = Growth(
+        stage="metrics", milliseconds=0, milliseconds_per_call=0.05, low=0.04, high=0.06, first_call=0, last_call=400
+    )
+    assert judged(situation(growth=growth, total_steps=20))[0][0] == "compute-bound"
+    assert judged(situation(growth=growth, total_steps=1000))[0][0] == "growing-cost"
+
+
 def test_two_faults_are_both_found_the_larger_one_first():
     findings = find(situation(wait=40.0, transfer=20.0))
     assert [finding.verdict for finding in findings] == ["data-bound", "transfer-bound"]

@@ -105,6 +105,16 @@ def test_a_run_that_is_shorter_than_what_was_measured_is_projected_to_its_own_en
     )
     remedy = _named(_situation(compute=300, growth=growth, call=200, total_steps=100))["constant-cost"]
     assert remedy.predicted_speedup == pytest.approx(150 / 100)
+    assert remedy.low < remedy.predicted_speedup < remedy.high
+
+
+def test_what_the_step_saves_shows_as_far_as_the_loader_lets_it():
+    slow = _named(_situation(wait=0, compute=100, side=50.0, loader=90))["metric-off-the-step"]
+    assert slow.predicted_speedup == pytest.approx(100 / 90)
+    quick = _named(_situation(wait=0, compute=100, side=50.0, loader=20))["metric-off-the-step"]
+    assert quick.predicted_speedup == pytest.approx(2)
+    inline = _named(_situation(wait=90, compute=100, side=50.0, loader=90))["metric-off-the-step"]
+    assert inline.predicted_speedup == pytest.approx(190 / 140)
 
 
 def test_smaller_or_raw_images_name_what_to_store():
@@ -113,7 +123,9 @@ def test_smaller_or_raw_images_name_what_to_store():
     assert named["raw-images"].change == {"images.raw": True, "images.max_side": 104}
     assert named["cached-resolution"].change == {"images.max_side": 104}
     assert not named["raw-images"].same_result
-    assert "raw-images" not in _named(_situation(slowed=40, loader=80, setting={**setting, "stored": "raw"}))
+    pixels = _named(_situation(slowed=40, loader=80, setting={**setting, "stored": "raw"}))
+    assert "raw-images" not in pixels
+    assert pixels["cached-resolution"].change == {"images.raw": True, "images.max_side": 104}
 
 
 def test_nothing_to_gain_no_remedy():
