@@ -7,6 +7,7 @@ Each plant keeps a stopwatch of its own, which a profiler's figures are held aga
 """
 
 import hashlib
+import itertools
 import os
 import queue
 import statistics
@@ -16,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -40,6 +41,8 @@ EXPECTED = {
     "slow-copies": "transfer-bound",
 }
 """The verdict that each fault is to get."""
+T = TypeVar("T")
+
 _BATCH, _SIDE, _BATCHES = 64, 48, 40
 _READY = 2
 
@@ -92,7 +95,7 @@ class Loop:
         return _BATCHES
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        return self._make() if self.inline else self._ahead()
+        return self._make() if self.inline else ahead(self._make())
 
     def _make(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for number in range(_BATCHES):
@@ -112,34 +115,6 @@ class Loop:
                     "loader-takes-the-cores", lambda: _spin_on_cores(self.plants["loader-takes-the-cores"] / 1e3)
                 )
             yield torch.from_numpy(images), torch.from_numpy(self.labels[rows])
-
-    def _ahead(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        ready: queue.Queue[Any] = queue.Queue(maxsize=_READY)
-        stop = threading.Event()
-
-        def put(batch: Any) -> None:
-            while not stop.is_set():
-                try:
-                    ready.put(batch, timeout=0.1)
-                    return
-                except queue.Full:
-                    continue
-
-        def fill() -> None:
-            for batch in self._make():
-                put(batch)
-                if stop.is_set():
-                    return
-            put(None)
-
-        thread = threading.Thread(target=fill, name="loader", daemon=True)
-        thread.start()
-        try:
-            while (batch := ready.get()) is not None:
-                yield batch
-        finally:
-            stop.set()
-            thread.join()
 
     def step(self, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
         """Train on a batch, with what is planted."""
@@ -225,6 +200,32 @@ def draw_size(fault: str, base: float, rng: np.random.Generator) -> Any:
         read_elements(torch.zeros(64, 10), 20_000)
         return round(base * share / 1e3 / ((time.perf_counter() - begin) / 20_000))
     return base * share
+
+
+def ahead(batches: Iterator[T]) -> Iterator[T]:
+    """Make batches beside whoever asks for them, in a thread that ends with the iteration."""
+    ready: queue.Queue[Any] = queue.Queue(maxsize=_READY)
+    stop, end = threading.Event(), object()
+
+    def fill() -> None:
+        for batch in itertools.chain(batches, [end]):
+            while not stop.is_set():
+                try:
+                    ready.put(batch, timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+            if stop.is_set():
+                return
+
+    thread = threading.Thread(target=fill, name="loader", daemon=True)
+    thread.start()
+    try:
+        while (batch := ready.get()) is not end:
+            yield batch
+    finally:
+        stop.set()
+        thread.join()
 
 
 def spin_in_python(seconds: float) -> None:

@@ -1,10 +1,9 @@
 """What watching costs, and how true a predicted speed-up is: a stage's overhead, and prefetching predicted and measured."""
 
-import queue
-import threading
 import time
 from collections.abc import Iterator
 
+from faulty_loop import ahead
 from side_by_side import arguments, write_result
 
 from coreclip.profiling import StageRecorder, diagnose, measure_remedy
@@ -32,19 +31,7 @@ class SleepingLoader:
         return self.n
 
     def __iter__(self) -> Iterator[list[int]]:
-        if not self.ahead:
-            yield from self._make()
-            return
-        ready: queue.Queue[list[int] | None] = queue.Queue(maxsize=2)
-
-        def fill() -> None:
-            for batch in self._make():
-                ready.put(batch)
-            ready.put(None)
-
-        threading.Thread(target=fill, daemon=True).start()
-        while (batch := ready.get()) is not None:
-            yield batch
+        return ahead(self._make()) if self.ahead else self._make()
 
     def _make(self) -> Iterator[list[int]]:
         for number in range(self.n):

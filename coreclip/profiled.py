@@ -23,11 +23,13 @@ from coreclip.profiling import (
     probe_delays,
     write_trace,
 )
+from coreclip.profiling.conditions import first_batches
 from coreclip.selection import Subset
 from coreclip.training import MeasuredStep, make_step, torch_threads
 
 _TRACED_STEPS = 4
 _MOST_WARMUP = 8
+_ROWS_LOOKED_AT = 1 << 16  # of a data set of any size, for how its images are stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +108,10 @@ def setting_of(case: Case, measured: MeasuredStep) -> dict[str, Any]:
     """Return what remedies depend on."""
     shards = case.dataset.open_shards()
     try:
-        stored = "raw" if float(np.mean(shards.mode)) > 0.5 else "jpg"
-        short, long = np.minimum(shards.width, shards.height), np.maximum(shards.width, shards.height)
+        rows = np.unique(np.linspace(0, case.dataset.n - 1, min(case.dataset.n, _ROWS_LOOKED_AT)).astype(np.int64))
+        stored = "raw" if float(np.mean(shards.mode[rows])) > 0.5 else "jpg"
+        width, height = shards.width[rows], shards.height[rows]
+        short, long = np.minimum(width, height), np.maximum(width, height)
         side, aspect = float(np.median(short)), float(np.median(long / np.maximum(short, 1)))
     finally:
         shards.close()
@@ -168,7 +172,7 @@ def profile_case(
             case, measured, recorder, steps=steps, repeats=repeats, total_steps=total_steps, cold=cold
         )
         result = diagnosis.to_dict() | {"setting": setting, "loader_stages": _loader_stages(diagnosis, measured)}
-        rows = measured.transfer(_first_batch(measured))
+        rows = measured.transfer(first_batches(measured.loader, 1)[0])
         result["roofline"] = measure_roofline(
             lambda: measured.compute(rows),
             milliseconds=diagnosis.conditions["compute"].milliseconds,
@@ -213,14 +217,6 @@ def diagnose_case(
         total_steps=total_steps,
     )
     return diagnosis, setting
-
-
-def _first_batch(measured: MeasuredStep) -> Any:
-    batches = iter(measured.loader)
-    try:
-        return next(batches)
-    finally:
-        batches.close()  # type: ignore[attr-defined]  # a generator
 
 
 def _run_steps(measured: MeasuredStep, recorder: StageRecorder, steps: int) -> None:

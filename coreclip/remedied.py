@@ -21,14 +21,13 @@ from coreclip.errors import CoreclipError
 from coreclip.pipeline import Dataset, convert, materialise
 from coreclip.profiled import Case, diagnose_case, warmup_of
 from coreclip.profiling import MeasuredSpeedup, Remedy, StageRecorder, available_cores
-from coreclip.profiling.remedies import IMAGES, change_text, compare, convert_flags
+from coreclip.profiling.remedies import IMAGES, THREADS, change_text, compare, convert_flags
 from coreclip.progress import Progress
 from coreclip.training import MeasuredStep
 
 _BLOCKS = 6
 _BLOCK_STEPS = 8
 _LEAST_GAIN = 1.01
-_THREADS = "threads"
 _COPIED_BATCHES = 24  # on which another way to store images is measured
 
 
@@ -269,7 +268,7 @@ def _listed_changes() -> Iterator[tuple[str, dict[str, Any]]]:
     for workers in sorted({1, 2, cores}):
         yield "loader-threads", {"data.workers": workers}
     for threads in sorted({max(1, cores - 1), cores}):
-        yield "computing-threads", {_THREADS: threads}
+        yield "computing-threads", {THREADS: threads}
     yield "resident-data", {"data.resident": True}
     yield "bf16", {"train.precision": "bf16"}
     yield "fp32", {"train.precision": "fp32"}
@@ -346,7 +345,7 @@ def _with_change(case: Case, change: Mapping[str, Any]) -> Case:
         section, dot, name = key.partition(".")
         if dot:
             table[section][name] = value
-    return replace(case, config=config_from_table(table), threads=change.get(_THREADS, case.threads))
+    return replace(case, config=config_from_table(table), threads=change.get(THREADS, case.threads))
 
 
 def _is_made(case: Case, change: Mapping[str, Any]) -> bool:
@@ -364,7 +363,7 @@ def _is_possible(change: Mapping[str, Any]) -> bool:
     """Whether a change is one of the configuration's, of the threads, or of what is stored."""
     sections = config_to_table(Config())
     return bool(change) and all(
-        key == _THREADS or key.startswith(IMAGES) or key.partition(".")[0] in sections for key in change
+        key == THREADS or key.startswith(IMAGES) or key.partition(".")[0] in sections for key in change
     )
 
 

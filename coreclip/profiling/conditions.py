@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -216,6 +217,20 @@ def run_conditions(
     return bench.result(names)
 
 
+def first_batches(loader: Iterable[Any], n: int) -> list[Any]:
+    """Return the first ``n`` batches, or as many as an epoch has, and stop the loader's threads, where its iterator knows how."""
+    batches = iter(loader)
+    first = list(islice(batches, n))
+    _close(batches)
+    return first
+
+
+def _close(iterator: object) -> None:
+    close = getattr(iterator, "close", None)
+    if callable(close):
+        close()
+
+
 class _Feed:
     """A loader that is started again whenever it ends, after a call of ``on_end``."""
 
@@ -253,9 +268,7 @@ class _Feed:
     def close(self) -> None:
         """Stop the loader's threads, where its iterator knows how."""
         iterator, self._iterator, self.taken = self._iterator, None, 0
-        close = getattr(iterator, "close", None)
-        if callable(close):
-            close()
+        _close(iterator)
 
     def _refuse_short_epoch(self) -> None:
         if 0 < self.taken <= self._warmup:

@@ -6,13 +6,12 @@ a recorder that watched a training run, and is a pure function of them.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from coreclip.errors import CoreclipError
-from coreclip.profiling.conditions import COMPUTE, LOADER, REAL, Condition, run_conditions
+from coreclip.profiling.conditions import COMPUTE, LOADER, REAL, Condition, first_batches, run_conditions
 from coreclip.profiling.elsewhere import ThreadStage
 from coreclip.profiling.findings import VERDICTS, Finding, cold_line, find, verdict, with_interval
 from coreclip.profiling.growth import Growth, find_growth
@@ -318,17 +317,8 @@ def _look_closely(
 
     run(loader, _SHOWN_STEPS + 2)  # the first ones fill the queue and end in the step that is cut off
     timeline = recorder.timeline[-_SHOWN_STEPS:]
-    kept = _first(loader, _READ_BACK_STEPS)  # a loader at work would slow what is clocked
+    kept = first_batches(loader, _READ_BACK_STEPS)  # a loader at work would slow what is clocked
     return find_read_backs(lambda: run(kept, _READ_BACK_STEPS), recorder=recorder), timeline
-
-
-def _first(loader: Iterable[Any], n: int) -> list[Any]:
-    batches = iter(loader)
-    first = list(islice(batches, n))
-    close = getattr(batches, "close", None)
-    if callable(close):
-        close()
-    return first
 
 
 def _levels(levels: np.ndarray) -> dict[str, float]:

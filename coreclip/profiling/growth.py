@@ -5,7 +5,7 @@ of b is Sen's (1968), from the variance of Kendall's tau. Left out: growth of ot
 """
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -105,15 +105,8 @@ def at_one_call(records: StepRecords, growth: Growth | None, call: float) -> Ste
     """Return the records as they would be had the stage that grows taken in all of them what it takes at ``call``."""
     if growth is None or growth.stage not in records.stages:
         return records
-    column = records.stages.index(growth.stage)
     beyond = growth.milliseconds_per_call * (records.number - call)
-    host, device = records.milliseconds.copy(), records.device_milliseconds
-    if device is not None:
-        device = device.copy()
-    for table in (host, device):
-        if table is not None:
-            table[:, column] = np.maximum(table[:, column] - beyond, 0.0)
-    return replace(records, milliseconds=host, device_milliseconds=device)
+    return records.changed(growth.stage, lambda times: np.maximum(times - beyond, 0.0))
 
 
 def find_growth(records: StepRecords, *, total_steps: int | None = None) -> Growth | None:

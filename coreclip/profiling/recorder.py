@@ -98,6 +98,15 @@ class StepRecords:
             gauges={name: levels[which] for name, levels in self.gauges.items()},
         )
 
+    def changed(self, stage: str, change: Callable[[np.ndarray], np.ndarray]) -> "StepRecords":
+        """Return the records with a stage's milliseconds (float64 (steps,)) as ``change`` makes them, on both time lines."""
+        column, device = self.stages.index(stage), self.device_milliseconds
+        host, device = self.milliseconds.copy(), None if device is None else device.copy()
+        for table in (host, device):
+            if table is not None:
+                table[:, column] = change(table[:, column])
+        return replace(self, milliseconds=host, device_milliseconds=device)
+
     def skip(self, warmup: int) -> "StepRecords":
         """Return the records without the first ``warmup`` steps."""
         return self.take(np.arange(len(self)) >= warmup)

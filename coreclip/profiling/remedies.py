@@ -20,7 +20,7 @@ from coreclip.profiling.situation import Situation
 from coreclip.profiling.system import cpu_flags
 from coreclip.profiling.threadpools import THREAD_LIMIT
 
-IMAGES = "images."  # changes of what is stored
+IMAGES, THREADS = "images.", "threads"  # changes of what is stored, and of torch's threads
 WORTH_SHARE = 0.05  # of a step: below it, removing all of a cost is not worth a line
 _WORTH_SPEEDUP = 1.02
 _IDLE_THREADS = 0.3  # loader threads that use less of a core than this wait for something else
@@ -141,7 +141,7 @@ def change_text(change: Mapping[str, Any]) -> str:
     """Return a change to read: overrides, options, and what ``convert`` is to be told."""
     flags = convert_flags(change)
     others = [
-        f"--threads {value}" if name == "threads" else f"{name}={value}"
+        f"--threads {value}" if name == THREADS else f"{name}={value}"
         for name, value in change.items()
         if not name.startswith(IMAGES)
     ]
@@ -266,7 +266,7 @@ def _limit_threads(s: Situation) -> Prediction | None:
     if limited is None:
         return None
     after = s.without(np.maximum(s.draws["compute"] - limited, 0.0))
-    return Prediction(expected=after, best=after, worst=after, change={"threads": max(1, int(s.cores))})
+    return Prediction(expected=after, best=after, worst=after, change={THREADS: max(1, int(s.cores))})
 
 
 def _spare_core(s: Situation) -> Prediction | None:
@@ -280,7 +280,7 @@ def _spare_core(s: Situation) -> Prediction | None:
         expected=np.sqrt(best * np.maximum(slower, best)),
         best=best,
         worst=np.maximum(real, slower),
-        change={"threads": most - 1},
+        change={THREADS: most - 1},
     )
 
 

@@ -55,7 +55,7 @@ def render_text(diagnosis: Mapping[str, Any]) -> str:
     for remedy in diagnosis["remedies"]:
         lines += [
             f"- {remedy['name']}: {_predicted(remedy)}, measured {_measured(remedy)}",
-            f"  {remedy['how']}{f' ({_change(remedy)})' if remedy['change'] else ''}",
+            f"  {remedy['how']}" + (f" ({change_text(remedy['change'])})" if remedy["change"] else ""),
         ]
     if diagnosis.get("fix"):
         lines += ["", *_fix_lines(diagnosis["fix"])]
@@ -85,7 +85,7 @@ def render_html(diagnosis: Mapping[str, Any], *, title: str = "Where the time go
         conditions=_conditions(conditions) if len(conditions) > 1 else [], has_cold="cold" in conditions,
         loader=_loader(diagnosis.get("loader_stages") or {}), gauges=_gauges(diagnosis.get("gauges") or {}),
         roofline=_roofline(diagnosis.get("roofline")),
-        predicted=_predicted, measured=_measured, change=_change, gains_from_other_files=gains_from_other_files,
+        predicted=_predicted, measured=_measured, change_text=change_text, gains_from_other_files=gains_from_other_files,
         trial_predicted=_trial_predicted, trial_measured=_trial_measured,
     )  # fmt: skip
     if not page:
@@ -281,7 +281,7 @@ def _fix_lines(fix: Mapping[str, Any]) -> list[str]:
     for trial in fix["trials"]:
         kept = ", kept" if trial["kept"] else ""
         lines.append(
-            f"- {trial['name']} ({_change(trial)}): predicted {_trial_predicted(trial)}, measured {_trial_measured(trial)}{kept}"
+            f"- {trial['name']} ({change_text(trial['change'])}): predicted {_trial_predicted(trial)}, measured {_trial_measured(trial)}{kept}"
         )
     if fix["speedup"] > 1:
         lines.append(
@@ -326,7 +326,3 @@ def _trial_measured(trial: Mapping[str, Any]) -> str:
         return f"could not be run: {trial['note']}"
     note = f"; {trial['note']}" if trial["note"] else ""
     return f"{trial['measured_speedup']:.2f} x ({trial['measured_low']:.2f} to {trial['measured_high']:.2f}){note}"
-
-
-def _change(remedy: Mapping[str, Any]) -> str:
-    return change_text(remedy["change"])

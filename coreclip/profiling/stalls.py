@@ -5,7 +5,7 @@ all of which are long, while most calls that are long lie in it. Left out: stall
 about, and work that is spread over steps on purpose (gradients of several batches before an optimiser's step).
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -130,13 +130,7 @@ def without_stalls(records: StepRecords, stalls: Stalls | None) -> StepRecords:
     """Return the records as they would be had the stall's stage taken in its calls what it takes in others."""
     if stalls is None or stalls.stage not in records.stages:
         return records
-    hit, column = stalls.hits(records.number), records.stages.index(stalls.stage)
+    hit = stalls.hits(records.number)
     if not hit.any() or hit.all():
         return records
-    host, device = records.milliseconds.copy(), records.device_milliseconds
-    if device is not None:
-        device = device.copy()
-    for table in (host, device):
-        if table is not None:
-            table[hit, column] = np.minimum(table[hit, column], np.median(table[~hit, column]))
-    return replace(records, milliseconds=host, device_milliseconds=device)
+    return records.changed(stalls.stage, lambda times: np.where(hit, np.minimum(times, np.median(times[~hit])), times))

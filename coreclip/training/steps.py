@@ -314,6 +314,10 @@ def make_step(
     ------
     CoreclipError
         As :func:`coreclip.training.train`.
+
+    Notes
+    -----
+    On the CPU the process keeps freed memory from then on, see :mod:`coreclip.heap`.
     """
     target = resolve_device(device)
     if target.type == "cpu":

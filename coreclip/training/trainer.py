@@ -170,6 +170,10 @@ def train(
     CoreclipError
         For a bad budget, device, subset or run folder, too little free disk, another run's settings, a loss or gradient that is not
         finite, TensorBoard where it is not installed, or a process of several that has ended.
+
+    Notes
+    -----
+    On the CPU the process keeps freed memory from then on, see :mod:`coreclip.heap`.
     """
     started = time.monotonic() if started is None else started
     config = Config() if config is None else config

@@ -89,22 +89,22 @@ def test_on_the_cpu_there_is_no_transfer_to_overlap():
     assert "overlap-transfer" not in _named(situation)
 
 
-def test_constant_cost_is_predicted_over_the_whole_run():
+@pytest.mark.parametrize(
+    ("last_call", "compute", "call", "total_steps", "speedup"),
+    [
+        # 120 ms at call 20, of which 20 ms are grown; on average over the run 500 ms will be.
+        (40, 120, 20, 1000, 600 / 100),
+        # A run that is shorter than what was measured: 300 ms at call 200, of its mean step 50 ms are grown.
+        (400, 300, 200, 100, 150 / 100),
+    ],
+)
+def test_constant_cost_is_predicted_over_the_whole_run(last_call, compute, call, total_steps, speedup):
     growth = Growth(
-        stage="metrics", milliseconds=0, milliseconds_per_call=1, low=0.9, high=1.1, first_call=0, last_call=40
+        stage="metrics", milliseconds=0, milliseconds_per_call=1, low=0.9, high=1.1, first_call=0, last_call=last_call
     )
-    remedy = _named(_situation(compute=120, growth=growth, call=20, total_steps=1000))["constant-cost"]
-    # 120 ms at call 20, of which 20 ms are grown; on average over the run 500 ms will be.
-    assert remedy.predicted_speedup == pytest.approx(600 / 100)
-    assert remedy.low < remedy.predicted_speedup < remedy.high
-
-
-def test_a_run_that_is_shorter_than_what_was_measured_is_projected_to_its_own_end():
-    growth = Growth(
-        stage="metrics", milliseconds=0, milliseconds_per_call=1, low=0.9, high=1.1, first_call=0, last_call=400
-    )
-    remedy = _named(_situation(compute=300, growth=growth, call=200, total_steps=100))["constant-cost"]
-    assert remedy.predicted_speedup == pytest.approx(150 / 100)
+    situation = _situation(compute=compute, growth=growth, call=call, total_steps=total_steps)
+    remedy = _named(situation)["constant-cost"]
+    assert remedy.predicted_speedup == pytest.approx(speedup)
     assert remedy.low < remedy.predicted_speedup < remedy.high
 
 
