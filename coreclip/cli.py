@@ -1239,7 +1239,9 @@ def profile(
         check_page(html, MARK, "profile report")
     if fix:
         from coreclip.remedied import MARK as IMPROVED
+        from coreclip.remedied import check_minutes
 
+        check_minutes(fix_minutes)
         check_page(out, IMPROVED, "configuration that --fix has written")
     start = None if init_from is None else config_of(init_from)
     case = Case(

@@ -117,8 +117,7 @@ def try_remedies(case: Case, *, steps: int, minutes: float, any_result: bool = F
     CoreclipError
         For minutes that are not above 0, and as :func:`coreclip.training.make_step` for the case itself.
     """
-    if not minutes > 0:
-        raise CoreclipError(f"minutes = {minutes} is not allowed: above 0; give the remedies some time")
+    check_minutes(minutes)
     best, trials, tried = case, list[Trial](), set[str]()
     complete, queue = False, _changes(case, steps, any_result)
     begin = time.monotonic()
@@ -147,6 +146,12 @@ def try_remedies(case: Case, *, steps: int, minutes: float, any_result: bool = F
         seconds=time.monotonic() - begin,
         complete=complete,
     )
+
+
+def check_minutes(minutes: float) -> None:
+    """Refuse a time in which no remedy can be tried."""
+    if not minutes > 0:
+        raise CoreclipError(f"minutes = {minutes} is not allowed: above 0; give the remedies some time")
 
 
 def measure_cases(a: Case, b: Case, *, blocks: int = _BLOCKS, steps: int = _BLOCK_STEPS) -> MeasuredSpeedup:

@@ -49,6 +49,7 @@ def test_mistakes_end_with_one_line(at, tmp_path):
         ((), "no data set to profile"),
         ((at / "data", "--fix", "--out", tmp_path / "mine.toml"), "is no configuration that --fix has written"),
         ((at / "data", "--minutes", 1, "--epochs", 1), "are two budgets"),
+        ((at / "data", "--fix-any", "--fix-minutes", 0), "minutes = 0.0 is not allowed"),
         (("--compare", tmp_path / "bad.json", tmp_path / "bad.json"), "the first file is no profile"),
         (("--compare", tmp_path / "bad.json", tmp_path / "none.json"), "no profile at"),
         (("--compare", tmp_path / "bad.json", tmp_path / "bad.json", "--fail-on", "lots"), "is no share"),
