@@ -54,7 +54,7 @@ class Diagnosis:
         ``{"real", "compute", "replay", "loader": Condition}`` and those that were asked for; only ``"real"`` where no
         differential runs were made.
     loader_cap : float or None
-        T_real / T_compute: what no fix of the loader can exceed; None without differential runs.
+        T_real / T_compute, stalls that come back in both: what no fix of the loader can exceed; None without differential runs.
     growth : Growth or None
     stalls : Stalls or None
     read_backs : list of ReadBack
@@ -264,7 +264,7 @@ def diagnose_records(
     )
     findings = find(situation)
     name, cause = verdict(situation, findings)
-    real = float(np.median(situation.draws["real"])) + (0.0 if stalls is None else stalls.milliseconds_per_step)
+    step = float(np.median(situation.step))
     smooth = without_stalls(records, stalls).step_milliseconds
     blocks = np.array([part.mean() for part in np.array_split(smooth, min(len(records), 8))])
     return Diagnosis(
@@ -274,10 +274,10 @@ def diagnose_records(
         evidence=_evidence(records, situation, findings),
         stages=records.summary(),
         remedies=propose(situation),
-        steps_per_second=1e3 / max(real, 1e-9),
-        samples_per_second=float(records.items.mean()) * 1e3 / max(real, 1e-9),
+        steps_per_second=1e3 / max(step, 1e-9),
+        samples_per_second=float(records.items.mean()) * 1e3 / max(step, 1e-9),
         conditions=dict(conditions) if conditions else {REAL: Condition(name=REAL, blocks=blocks)},
-        loader_cap=float(np.median(situation.draws["real"] / situation.draws["compute"])) if conditions else None,
+        loader_cap=float(np.median(_loader_cap(situation))) if conditions else None,
         growth=growth,
         stalls=stalls,
         read_backs=list(read_backs),
@@ -348,10 +348,16 @@ def _check_measurements(records: StepRecords, conditions: Mapping[str, Condition
         )
 
 
+def _loader_cap(s: Situation) -> np.ndarray:
+    """Return the speed-up (draws,) that no fix of the loader can exceed."""
+    return s.step / (s.draws["compute"] + s.stalled)
+
+
 def _evidence(records: StepRecords, s: Situation, findings: Sequence[Finding]) -> list[str]:
-    lines = [f"a step takes {with_interval(s.draws['real'])} ms"]
+    stalled = f", {s.stalled:.1f} of them in stalls that come back" if s.stalled else ""
+    lines = [f"a step takes {with_interval(s.step)} ms{stalled}"]
     if s.conditions:
-        cap = np.maximum(s.draws["real"] / s.draws["compute"], 1.0)  # less is noise
+        cap = np.maximum(_loader_cap(s), 1.0)  # less is noise
         lines += [
             f"with the loader stopped and one resident batch it takes {with_interval(s.draws['compute'])} ms, "
             f"so no fix of the loader can bring more than {with_interval(cap, 2)} x",

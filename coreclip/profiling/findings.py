@@ -145,12 +145,11 @@ def _make(
     after: np.ndarray | None = None,
     cause_milliseconds: float | None = None,
 ) -> Finding | None:
-    """Return a finding of a loss in milliseconds per step (draws), None where it is nothing."""
-    real = s.draws["real"]
-    share = float(np.median(loss) / max(np.median(real), 1e-9))
+    """Return a finding of a loss in milliseconds per step (draws), None where it is nothing; ``after``: a step without it."""
+    share = float(np.median(loss) / max(np.median(s.step), 1e-9))
     if share < _NOTED_SHARE:
         return None
-    gain = real / np.maximum(real - loss if after is None else after, 1e-6)
+    gain = s.step / np.maximum(s.step - loss if after is None else after + s.stalled, 1e-6)
     (low, high), (slow, fast) = interval(loss), interval(gain)
     milliseconds = float(np.median(loss))
     return Finding(
@@ -259,7 +258,7 @@ def _contention(s: Situation) -> Finding | None:
     if slows_by_waiting(s):
         return None
     if not s.conditions:
-        loss = starved_share(s) * s.draws["real"]
+        loss = starved_share(s) * s.step
         return _make(
             s,
             "contention",
@@ -273,7 +272,7 @@ def _contention(s: Situation) -> Finding | None:
     if waits:
         loss = loss + s.draws["wait"]
         line += f", and waits {with_interval(s.draws['wait'])} ms for a loader that alone is quicker than the step"
-    if not waits and interval(loss / np.maximum(s.draws["real"], 1e-9))[0] < _SURE_SHARE:
+    if not waits and interval(loss / np.maximum(s.step, 1e-9))[0] < _SURE_SHARE:
         return None
     late = _lock_milliseconds(s)
     if late is not None:
@@ -315,7 +314,8 @@ def _growing(s: Situation) -> Finding | None:
     if s.total_steps:
         line += f"; at the run's end, after {s.total_steps:,} steps, it would take {growth.at(s.total_steps):.1f} ms"
     # What the mean step of the run will have grown by: as fitted, and at the ends of the fit's interval.
-    means = [s.grown(slope) for slope in (growth.milliseconds_per_call, growth.low, growth.high)]
+    slopes = (growth.milliseconds_per_call, growth.low, growth.high)
+    means = [tuple(mean + s.stalled for mean in s.grown(slope)) for slope in slopes]
     lost, low, high = (float(np.median(growing - without)) for growing, without in means)
     gain, slow, fast = (float(np.median(growing / without)) for growing, without in means)
     return Finding(
@@ -337,23 +337,22 @@ def _stalls(s: Situation) -> Finding | None:
     stalls = s.stalls
     if stalls is None:
         return None
-    real, spread = s.draws["real"], stalls.milliseconds_per_step
     where = "a step" if stalls.stage in (OTHER, "step") else f"stage {stalls.stage!r}"
-    gain = (real + spread) / s.without(0.0)
+    gain = s.step / s.without(0.0)
     slow, fast = interval(gain)
     return Finding(
         verdict="periodic-stall",
         cause=stalls.stage,
-        milliseconds=spread,
+        milliseconds=s.stalled,
         low=stalls.low / stalls.period,
         high=stalls.high / stalls.period,
-        share=spread / (float(np.median(real)) + spread),
+        share=s.stalled / float(np.median(s.step)),
         cause_milliseconds=stalls.milliseconds,
         speedup=float(np.median(gain)),
         speedup_low=slow,
         speedup_high=fast,
         evidence=f"{where} takes {stalls.milliseconds:.1f} ms longer in every {stalls.period}th step ({stalls.seen} seen): "
-        f"{spread:.1f} ms a step",
+        f"{s.stalled:.1f} ms a step",
     )
 
 
@@ -380,7 +379,7 @@ def _oversubscription(s: Situation) -> Finding | None:
     if limited is None:
         return None
     loss = np.maximum(s.draws["compute"] - limited, 0.0)
-    if interval(loss / np.maximum(s.draws["real"], 1e-9))[0] < _SURE_SHARE:
+    if interval(loss / np.maximum(s.step, 1e-9))[0] < _SURE_SHARE:
         return None
     line = (
         f"with no more computing threads than the {s.cores:g} cores a step on a resident batch takes {with_interval(limited)} ms "
@@ -394,7 +393,7 @@ def memory_pressure(s: Situation) -> Finding | None:
     use = s.use
     if use is None or REAL not in s.conditions:
         return None
-    steps = max(use.seconds * 1e3 / max(float(np.median(s.draws["real"])), 1e-9), 1.0)
+    steps = max(use.seconds * 1e3 / max(float(np.median(s.step)), 1e-9), 1.0)
     faults = use.caller_minor_faults / steps
     stalled = (use.memory_stall_seconds or 0.0) * 1e3 / steps
     kernel = use.caller_system_seconds * 1e3 / steps if faults >= _FAULTS else 0.0
@@ -413,7 +412,7 @@ def _unwatched(s: Situation) -> Finding | None:
     share = s.stages.get(OTHER, 0.0) / max(sum(s.stages.values()), 1e-9)
     if share < _LEAST_UNWATCHED:
         return None
-    spent = share * s.draws["real"]
+    spent = share * s.step
     line = f"outside any watched stage: {np.median(spent):.1f} ms a step; watch what is there"
     return _make(s, "unwatched", spent, OTHER, line)
 

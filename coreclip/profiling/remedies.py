@@ -91,7 +91,7 @@ class MeasuredSpeedup:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """Milliseconds per step after a change, expected, at best and at worst (each float64 (draws,))."""
+    """Milliseconds per step beside the stalls there are: expected, at best and at worst after a change (float64 (draws,))."""
 
     expected: np.ndarray
     best: np.ndarray
@@ -119,7 +119,8 @@ def propose(situation: Situation) -> list[Remedy]:
             continue
         before = situation.draws["real"] if prediction.before is None else prediction.before
         expected, best, worst = (
-            before / np.maximum(after, 1e-6) for after in (prediction.expected, prediction.best, prediction.worst)
+            (before + situation.stalled) / np.maximum(after + situation.stalled, 1e-6)
+            for after in (prediction.expected, prediction.best, prediction.worst)
         )
         speedup = float(np.median(expected))
         remedy = Remedy(
@@ -333,9 +334,8 @@ def _without_finding(s: Situation, found: Finding) -> Prediction | None:
 def _rarer_stalls(s: Situation) -> Prediction | None:
     if s.stalls is None:
         return None
-    real, spread = s.draws["real"], s.stalls.milliseconds_per_step
-    after = s.without(0.0)
-    return Prediction(before=real + spread, expected=after, best=after, worst=after + 0.5 * spread)
+    after = s.without(0.0) - s.stalled
+    return Prediction(expected=after, best=after, worst=after + 0.5 * s.stalled)
 
 
 def _quicker_images(s: Situation) -> Prediction | None:

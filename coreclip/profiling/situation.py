@@ -29,7 +29,7 @@ class Situation:
     Attributes
     ----------
     draws : {name: float64 (draws,)}
-        Bootstrap draws of milliseconds per step: ``real`` = ``wait`` + ``slowed`` (by the loader's threads) + ``replay``,
+        Bootstrap draws of milliseconds per step without stalls that come back: ``real`` = ``wait`` + ``slowed`` (by the loader's threads) + ``replay``,
         or ``compute`` where the step was not replayed;
         ``transfer``, ``side`` (metrics and logging) and ``matmul`` (forward and backward) are parts of compute, undisturbed by
         the loader where that was measured; the other conditions and the trials by their names, where they were measured.
@@ -74,10 +74,20 @@ class Situation:
     threads: Mapping[str, float] = field(default_factory=dict)
 
     def share(self, name: str) -> float:
-        """Return the part of a step (0..1) that a cost takes; 0 where it was not measured."""
+        """Return the part of a mean step (0..1) that a cost takes; 0 where it was not measured."""
         if name not in self.draws:
             return 0.0
-        return float(np.median(self.draws[name]) / max(np.median(self.draws["real"]), 1e-9))
+        return float(np.median(self.draws[name]) / max(np.median(self.step), 1e-9))
+
+    @property
+    def stalled(self) -> float:
+        """Milliseconds of stalls that come back, shared out among all steps."""
+        return 0.0 if self.stalls is None else self.stalls.milliseconds_per_step
+
+    @property
+    def step(self) -> np.ndarray:
+        """float64 (draws,): the mean step, stalls included."""
+        return self.draws["real"] + self.stalled
 
     @property
     def overlaps(self) -> bool:

@@ -54,6 +54,15 @@ def test_stall_is_shared_out_among_the_steps():
     assert "every 10th step" in found[name].evidence
 
 
+def test_beside_a_stall_that_stays_other_losses_are_parts_of_the_whole_step():
+    stalls = Stalls(stage="logging", period=10, first=0, milliseconds=1000, low=990, high=1010, seen=5)
+    _, found = judged(situation(wait=100.0, transfer=50.0, stalls=stalls))
+    assert found["data-bound"].share == pytest.approx(100 / 300, rel=0.02)
+    assert found["data-bound"].speedup == pytest.approx(300 / 200, rel=0.02)
+    assert found["transfer-bound"].speedup == pytest.approx(300 / 250, rel=0.02)
+    assert found["periodic-stall"].speedup == pytest.approx(300 / 200, rel=0.02)
+
+
 def test_read_backs_are_named_by_their_line_and_taken_off_the_metrics():
     reads = [ReadBack(where="train.py:7", method="item", stage="metrics", calls=1000, milliseconds=25)]
     (name, cause), found = judged(situation(side=30.0, read_backs=reads))

@@ -9,7 +9,17 @@ import pytest
 
 from coreclip.config import load_config
 from coreclip.errors import CoreclipError
-from coreclip.profiling import REMEDIES, Growth, Remedy, diagnose, measure_remedy, propose, render_html, render_text
+from coreclip.profiling import (
+    REMEDIES,
+    Growth,
+    Remedy,
+    Stalls,
+    diagnose,
+    measure_remedy,
+    propose,
+    render_html,
+    render_text,
+)
 from coreclip.profiling.remedies import compare
 from coreclip.profiling.situation import Situation
 
@@ -35,6 +45,13 @@ def test_resident_data_is_capped_by_computing():
     assert remedy.predicted_speedup == pytest.approx(2)
     assert remedy.low < 2
     assert "resident-data" not in _named(_situation(wait=100, loader=200, setting={"resident": True}))
+
+
+def test_a_stall_stays_unless_it_is_what_is_mended():
+    stalls = Stalls(stage="logging", period=10, first=0, milliseconds=1000, low=990, high=1010, seen=5)
+    named = _named(_situation(wait=100, loader=200, stalls=stalls))
+    assert named["resident-data"].predicted_speedup == pytest.approx(300 / 200)
+    assert named["rarer-stalls"].predicted_speedup == pytest.approx(300 / 200)
 
 
 def test_prefetching_overlaps_loading_and_computing():
