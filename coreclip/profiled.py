@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from coreclip.config import Config
 from coreclip.errors import CoreclipError
@@ -116,6 +117,7 @@ def setting_of(case: Case, measured: MeasuredStep) -> dict[str, Any]:
     finally:
         shards.close()
     return {
+        "threads": torch.get_num_threads(),
         "precision": measured.precision,
         "device": measured.device.type,
         "compile": measured.compiled,

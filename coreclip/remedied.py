@@ -10,11 +10,12 @@ does not make a data set. Left out: changes that take an edit of a program.
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from coreclip.config import Config, config_from_table, config_to_table
 from coreclip.errors import CoreclipError
@@ -44,6 +45,8 @@ class Trial:
         None where nothing was predicted: the change is on the list, and the measurements did not speak for it.
     measured_speedup, measured_low, measured_high : float or None
         Milliseconds a sample before over after; None where it could not be run.
+    on_top_of : dict
+        The changes that had been kept before and that it was measured on top of.
     kept : bool
     note : str
         Why it could not be run, or how it is made where a configuration can't; else empty.
@@ -58,6 +61,7 @@ class Trial:
     measured_low: float | None
     measured_high: float | None
     kept: bool
+    on_top_of: dict[str, Any] = field(default_factory=dict)
     note: str = ""
 
 
@@ -118,20 +122,20 @@ def try_remedies(case: Case, *, steps: int, minutes: float, any_result: bool = F
         For minutes that are not above 0, and as :func:`coreclip.training.make_step` for the case itself.
     """
     check_minutes(minutes)
-    best, trials, tried = case, list[Trial](), set[str]()
-    complete, queue = False, _changes(case, steps, any_result)
+    best, trials, tried, made = case, list[Trial](), set[str](), dict[str, Any]()
+    queue = _changes(case, steps, any_result)
     begin = time.monotonic()
-    while time.monotonic() - begin < 60 * minutes:
-        waiting = [item for item in queue if _key(item[1]) not in tried and not _is_made(best, item[1])]
-        if not waiting:
-            complete = True
-            break
+
+    def left() -> list[tuple[str, dict[str, Any], Remedy | None]]:
+        return [item for item in queue if _key(item[1]) not in tried and not _is_made(best, item[1])]
+
+    while (waiting := left()) and time.monotonic() - begin < 60 * minutes:
         name, change, remedy = waiting[0]
         tried.add(_key(change))
         trial, changed = _try(best, name, change, remedy)
-        trials.append(trial)
+        trials.append(replace(trial, on_top_of=dict(made)))
         if trial.kept:
-            best = changed
+            best, made = changed, made | change
             queue = _changes(best, steps, any_result)  # what else would help has changed with it
     gain = measure_cases(case, best) if best is not case else None
     if gain is not None and gain.low <= 1:
@@ -144,7 +148,7 @@ def try_remedies(case: Case, *, steps: int, minutes: float, any_result: bool = F
         low=1.0 if gain is None else gain.low,
         high=1.0 if gain is None else gain.high,
         seconds=time.monotonic() - begin,
-        complete=complete,
+        complete=not waiting,
     )
 
 
@@ -198,10 +202,8 @@ def improved_toml(improvement: Improvement, toml: str, command: str) -> str:
 
 
 def measured_remedies(remedies: Sequence[Mapping[str, Any]], trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    """Return a profile's remedies (JSON types) with what was measured of each, where its change was tried."""
-    by_change = {
-        _key(trial.change): trial for trial in reversed(trials)
-    }  # the first trial of a change is of the case itself
+    """Return a profile's remedies (JSON types) with what was measured of each, where it was tried on what was profiled."""
+    by_change = {_key(trial.change): trial for trial in trials if not trial.on_top_of}
     filled = []
     for remedy in remedies:
         trial = by_change.get(_key(remedy["change"]))
@@ -261,10 +263,18 @@ def _changes(case: Case, steps: int, any_result: bool) -> list[tuple[str, dict[s
     with case.torch_threads():
         measured, recorder = case.open()
         diagnosis, _ = diagnose_case(case, measured, recorder, steps=steps, repeats=3)
+        as_it_is = {
+            "data.workers": measured.loader.workers,
+            "data.resident": case.config.data.resident,
+            "train.precision": measured.precision,
+            "train.compile": "on" if measured.compiled else "off",
+            THREADS: torch.get_num_threads(),
+        }  # what "auto" and 0 have come to: to ask for it would change nothing
     proposed = [
         (r.name, r.change, r) for r in diagnosis.remedies if _is_possible(r.change) and (any_result or r.same_result)
     ]
-    return [*proposed, *((name, change, None) for name, change in _listed_changes())]
+    every = [*proposed, *((name, change, None) for name, change in _listed_changes())]
+    return [item for item in every if any(as_it_is.get(key) != value for key, value in item[1].items())]
 
 
 def _listed_changes() -> Iterator[tuple[str, dict[str, Any]]]:

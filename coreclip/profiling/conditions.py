@@ -11,7 +11,8 @@ each block's warm-up (queues filling) thrown away, and intervals from resampling
 - trials: ``compute`` with something changed, e.g. fewer threads.
 
 ``replay`` less ``compute`` is what other batches cost, ``real`` less ``replay`` what preparing them does, ``cold`` less
-``real`` what fetching them from the disk would. Any fix of the loader is capped at T_real / T_compute.
+``real`` what fetching them from the disk would. Any fix of the loader is capped at T_real / T_compute, with the stalls that
+come back in both.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ from coreclip.errors import CoreclipError
 from coreclip.profiling.elsewhere import ThreadStage, difference
 from coreclip.profiling.lockprobe import LockProbe
 from coreclip.profiling.recorder import LOADER_STAGES, StageRecorder, StepRecords, count_items
-from coreclip.profiling.stalls import Stalls, find_stalls, without_stalls
+from coreclip.profiling.stalls import Stalls, find_stalls, stall_cpu_milliseconds, without_stalls
 from coreclip.profiling.system import SystemUse, SystemWindow, combine
 from coreclip.progress import Progress
 
@@ -118,6 +119,11 @@ class ConditionRun:
     records: StepRecords
     calls: StepRecords
     stalls: Stalls | None
+
+    @property
+    def step_milliseconds(self) -> float:
+        """Of a mean step of the real condition, stalls included."""
+        return self.conditions[REAL].milliseconds + (0.0 if self.stalls is None else self.stalls.milliseconds_per_step)
 
     @property
     def system(self) -> SystemUse:
@@ -382,8 +388,9 @@ class _Bench:
         stalls = find_stalls(calls, level=np.array([levels[name] for name in of[as_it_is]]))
         conditions = {}
         for name in names:
-            steps, blocks = numbered.take(of == name), block[of == name]
+            steps, blocks, stall_cpu = numbered.take(of == name), block[of == name], 0.0
             if name != LOADER:
+                stall_cpu = stall_cpu_milliseconds(steps, stalls)
                 steps = without_stalls(steps, stalls)
             times, windows = steps.step_milliseconds, self._windows[name]
             use = combine([window.use for window in windows])
@@ -392,7 +399,7 @@ class _Bench:
                 blocks=_block_means(times, blocks),
                 calls=None if name == LOADER else _block_means(steps.number, blocks),
                 stages={stage: _block_means(steps.column(stage), blocks) for stage in steps.stages},
-                cpu_milliseconds=(use.cpu_seconds + use.child_cpu_seconds) * 1e3 / len(steps),
+                cpu_milliseconds=(use.cpu_seconds + use.child_cpu_seconds) * 1e3 / len(steps) - stall_cpu,
                 threads=_per_step([window.threads for window in windows], len(steps)),
                 lock_milliseconds=_mean([window.lock_milliseconds for window in windows]),
                 use=use,

@@ -13,7 +13,15 @@ import numpy as np
 from coreclip.errors import CoreclipError
 from coreclip.profiling.conditions import COMPUTE, LOADER, REAL, Condition, first_batches, run_conditions
 from coreclip.profiling.elsewhere import ThreadStage
-from coreclip.profiling.findings import VERDICTS, Finding, cold_line, find, verdict, with_interval
+from coreclip.profiling.findings import (
+    VERDICTS,
+    Finding,
+    cold_line,
+    find,
+    stalls_left_out,
+    verdict,
+    with_interval,
+)
 from coreclip.profiling.growth import Growth, find_growth
 from coreclip.profiling.readbacks import ReadBack, find_read_backs
 from coreclip.profiling.recorder import LOADER_STAGES, StageRecorder, StepRecords
@@ -195,7 +203,7 @@ def diagnose(
         system=run.system,
         cores=cores,
         setting={**known, **(setting or {})},
-        total_steps=total_steps(run.conditions[REAL].milliseconds) if callable(total_steps) else total_steps,
+        total_steps=total_steps(run.step_milliseconds) if callable(total_steps) else total_steps,
         seed=seed,
     )
 
@@ -359,7 +367,7 @@ def _evidence(records: StepRecords, s: Situation, findings: Sequence[Finding]) -
     if s.conditions:
         cap = np.maximum(_loader_cap(s), 1.0)  # less is noise
         lines += [
-            f"with the loader stopped and one resident batch it takes {with_interval(s.draws['compute'])} ms, "
+            f"with the loader stopped and one resident batch it takes {with_interval(s.draws['compute'])} ms{stalls_left_out(s)}, "
             f"so no fix of the loader can bring more than {with_interval(cap, 2)} x",
             f"the loader alone makes a batch in {with_interval(s.draws['loader'])} ms",
         ]

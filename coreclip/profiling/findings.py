@@ -173,7 +173,7 @@ def _make_of_step(s: Situation, verdict: str, cost: np.ndarray, cause: str, evid
     loss = np.maximum(s.draws["real"] - after, 0.0)
     whole = float(np.median(cost))
     hidden = whole - float(np.median(loss))
-    if hidden > _HIDDEN_SHARE * whole:
+    if s.overlaps and hidden > _HIDDEN_SHARE * whole:
         evidence += f"; {hidden:.1f} ms of it are hidden behind the loader, which takes as long"
     return _make(s, verdict, loss, cause, evidence, after=after, cause_milliseconds=whole)
 
@@ -296,9 +296,10 @@ def _transfer(s: Situation) -> Finding | None:
 
 
 def _side_work(s: Situation) -> Finding | None:
-    loss = np.maximum(s.draws["side"] - _read_back_milliseconds(s, ("metrics", "logging")), 0.0)
+    read = _read_back_milliseconds(s, ("metrics", "logging")) if _counts_read_backs(s) else 0.0
+    loss = np.maximum(s.draws["side"] - read, 0.0)
     cause = max(("metrics", "logging"), key=lambda stage: s.stages.get(stage, 0.0))
-    line = f"metrics and logging: {with_interval(loss)} ms a step, {s.share('side'):.0%} of it"
+    line = f"metrics and logging: {with_interval(loss)} ms a step, {np.median(loss / s.step):.0%} of it"
     return _make_of_step(s, "metric-or-logging", loss, cause, line)
 
 
@@ -356,14 +357,19 @@ def _stalls(s: Situation) -> Finding | None:
     )
 
 
+def _counts_read_backs(s: Situation) -> bool:
+    """Whether reading tensors back is a loss by itself: on a GPU what a read waits for is the device's work."""
+    return not str(s.setting.get("device", "cpu")).startswith("cuda")
+
+
 def _read_back_milliseconds(s: Situation, stages: tuple[str, ...] | None = None) -> float:
     return sum(read.milliseconds for read in s.read_backs if stages is None or read.stage in stages)
 
 
 def synchronisation(s: Situation) -> Finding | None:
     """Detect tensors that are read back."""
-    if not s.read_backs or str(s.setting.get("device", "cpu")).startswith("cuda"):
-        return None  # on a GPU what a read waits for is the device's work, which is no loss by itself
+    if not s.read_backs or not _counts_read_backs(s):
+        return None
     total = _read_back_milliseconds(s)
     dearest = s.read_backs[0]
     line = (
@@ -409,10 +415,10 @@ def _unwatched(s: Situation) -> Finding | None:
     """Time outside any stage, where the loop's own stages are watched at all."""
     if s.conditions or all(stage in _BARE_STAGES for stage in s.stages):
         return None
-    share = s.stages.get(OTHER, 0.0) / max(sum(s.stages.values()), 1e-9)
-    if share < _LEAST_UNWATCHED:
+    share = s.stages.get(OTHER, 0.0) / max(sum(s.stages.values()), 1e-9)  # of a step without stalls
+    spent = share * s.draws["real"] + (s.stalled if s.stalls is not None and s.stalls.stage == OTHER else 0.0)
+    if np.median(spent / s.step) < _LEAST_UNWATCHED:
         return None
-    spent = share * s.step
     line = f"outside any watched stage: {np.median(spent):.1f} ms a step; watch what is there"
     return _make(s, "unwatched", spent, OTHER, line)
 
@@ -421,7 +427,12 @@ def cold_line(s: Situation) -> str | None:
     """Return what fetching the data from the disk costs, where it was measured."""
     if COLD not in s.draws:
         return None
-    return f"with the data's files out of memory a step takes {with_interval(s.draws[COLD])} ms"
+    return f"with the data's files out of memory a step takes {with_interval(s.draws[COLD])} ms{stalls_left_out(s)}"
+
+
+def stalls_left_out(s: Situation) -> str:
+    """Return what is to be said of a figure that stalls which come back are not in; empty where there are none."""
+    return ", stalls left out" if s.stalled else ""
 
 
 _DETECTORS: tuple[Callable[[Situation], Finding | None], ...] = (

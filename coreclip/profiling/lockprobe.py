@@ -26,7 +26,7 @@ class LockProbe:
         return self
 
     def stop(self) -> float | None:
-        """End, and return the mean milliseconds a time that the lock was waited for; None where it never woke up."""
+        """End, and return the mean milliseconds a time that the lock was waited for; None where that can't be told."""
         self._end.set()
         self._thread.join()
         return self._late_seconds * 1e3 / self._times if self._times else None
@@ -34,16 +34,18 @@ class LockProbe:
     def _run(self) -> None:
         clock = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat")
         queued = _run_queue_seconds(clock)
+        if queued is None:
+            return  # waiting for a core could not be told from waiting for the lock
         while not self._end.is_set():
             due = time.perf_counter() + _PERIOD_SECONDS
             time.sleep(_PERIOD_SECONDS)
             self._late_seconds += max(0.0, time.perf_counter() - due)
             self._times += 1
-        self._late_seconds = max(0.0, self._late_seconds - (_run_queue_seconds(clock) - queued))
+        self._late_seconds = max(0.0, self._late_seconds - ((_run_queue_seconds(clock) or queued) - queued))
 
 
-def _run_queue_seconds(clock: Path) -> float:
+def _run_queue_seconds(clock: Path) -> float | None:
     try:
         return int(clock.read_text().split()[1]) / 1e9
     except (OSError, IndexError, ValueError):
-        return 0.0
+        return None

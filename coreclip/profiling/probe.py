@@ -6,7 +6,10 @@ profiling (Curtsinger and Berger, "Coz", SOSP 2015), which slows everything else
 that nobody watches.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import collections
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -136,8 +139,28 @@ class _Probe:
 
     def run(self, warmup: int, steps: int) -> tuple[float, dict[str, float]]:
         """Return the median milliseconds of a step, and how often each stage was entered in one."""
+        with self._counted_entries() as entries:
+            return self._run(warmup, steps, entries)
+
+    @contextlib.contextmanager
+    def _counted_entries(self) -> Iterator[collections.Counter[str]]:
+        """Count inside how often the loop's thread enters each stage."""
+        entries, thread, nothing = collections.Counter[str](), threading.get_ident(), contextlib.nullcontext()
+
+        def count(name: str) -> contextlib.AbstractContextManager[object]:
+            if threading.get_ident() == thread:
+                entries[name] += 1
+            return nothing
+
+        outer, self._recorder.around = self._recorder.around, count
+        try:
+            yield entries
+        finally:
+            self._recorder.around = outer
+
+    def _run(self, warmup: int, steps: int, entries: collections.Counter[str]) -> tuple[float, dict[str, float]]:
         recorder, done, empty = self._recorder, 0, 0
-        begin, entered = recorder.n_steps, {STEP: 1.0}
+        begin = recorder.n_steps
         before = {name: stage.calls for name, stage in recorder.elsewhere.items()}
         while done < warmup + steps:
             at_start = done
@@ -146,17 +169,20 @@ class _Probe:
                 with recorder.stage(STEP):
                     self._step(batch)
                 done += 1
+                self._note_threads()  # those of an epoch that has ended live no more
                 if done >= warmup + steps + 1:  # a step ends when the next batch is asked for
                     break
-            self.threads = {name: max(recorder.threads_in(name), 1) for name in recorder.elsewhere}
             batches.close()
             empty = empty + 1 if done == at_start else 0
             if empty > 1:
                 raise CoreclipError("the loader yields no batch; it must yield some each time it is iterated")
         records = recorder.finish()
         records = records.take(records.number >= begin + warmup)
+        entered = {name: count / done for name, count in entries.items()}
         for name, stage in recorder.elsewhere.items():
             entered[name] = (stage.calls - before.get(name, 0)) / done
-        for name in records.stages:
-            entered.setdefault(name, 1.0)
         return float(np.median(records.step_milliseconds)), entered
+
+    def _note_threads(self) -> None:
+        for name in self._recorder.elsewhere:
+            self.threads[name] = max(self._recorder.threads_in(name), self.threads.get(name, 1))

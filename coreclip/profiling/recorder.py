@@ -233,8 +233,10 @@ class StageRecorder:
         CoreclipError
             When it is neither.
         """
+        if isinstance(target, types.MethodType):  # stays one: torch's schedulers look at optimiser.step.__func__
+            return types.MethodType(self._watch_function(name, target.__func__), target.__self__)
         if callable(target):
-            watched = self._watch_callable(name, target)
+            watched = self._watch_function(name, target)
             return watched if _is_function(target) else WatchedCallable(target, watched)
         if hasattr(target, "__iter__"):
             return WatchedIterable(target, lambda iterable: self.iterate(name, iterable))
@@ -371,8 +373,11 @@ class StageRecorder:
         if self._device is not None:
             self._device.drop(n)
 
-    def _watch_callable(self, name: str, function: Callable[P, T]) -> Callable[P, T]:
-        @functools.wraps(function, updated=())  # a model's own attributes stay its own
+    def _watch_function(self, name: str, function: Callable[P, T]) -> Callable[P, T]:
+        # A model's own attributes stay its own; a function's go along, as those do that torch marks optimisers by.
+        own = ("__dict__",) if isinstance(function, types.FunctionType) else ()
+
+        @functools.wraps(function, updated=own)
         def watched(*args: P.args, **kwargs: P.kwargs) -> T:
             with self.stage(name):
                 return function(*args, **kwargs)
@@ -431,9 +436,7 @@ class WatchedCallable:
 
 
 def _is_function(target: object) -> bool:
-    return isinstance(
-        target, (types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial, type)
-    )
+    return isinstance(target, (types.FunctionType, types.BuiltinFunctionType, functools.partial, type))
 
 
 class WatchedIterable:

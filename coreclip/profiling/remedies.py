@@ -272,7 +272,13 @@ def _limit_threads(s: Situation) -> Prediction | None:
 
 def _spare_core(s: Situation) -> Prediction | None:
     most = max(1, int(s.cores))
-    if most < 2 or s.share("slowed") < WORTH_SHARE or s.setting.get("device", "cpu") != "cpu" or slows_by_waiting(s):
+    if (
+        most < 2
+        or int(s.setting.get("threads") or most) < most
+        or s.share("slowed") < WORTH_SHARE
+        or s.setting.get("device", "cpu") != "cpu"
+        or slows_by_waiting(s)
+    ):
         return None
     real, slower = s.draws["real"], s.draws["compute"] * most / (most - 1)
     best = _overlapped(s, s.floor)

@@ -134,3 +134,14 @@ def without_stalls(records: StepRecords, stalls: Stalls | None) -> StepRecords:
     if not hit.any() or hit.all():
         return records
     return records.changed(stalls.stage, lambda times: np.where(hit, np.minimum(times, np.median(times[~hit])), times))
+
+
+def stall_cpu_milliseconds(records: StepRecords, stalls: Stalls | None) -> float:
+    """Return the CPU time of the loop's thread that the stalls take, shared out among all steps."""
+    if stalls is None or stalls.stage not in records.stages:
+        return 0.0
+    hit = stalls.hits(records.number)
+    if not hit.any() or hit.all():
+        return 0.0
+    spent = records.cpu_milliseconds[:, records.stages.index(stalls.stage)]
+    return float(np.maximum(spent[hit] - np.median(spent[~hit]), 0.0).sum()) / len(records)

@@ -60,7 +60,7 @@ class SystemUse:
     cores : float
         That the process may use: affinity and control-group limit.
     cpu_seconds, child_cpu_seconds : float
-        Of the process's threads, and of its live child processes.
+        Of the process's threads, and of its child processes, those that have ended in the window included.
     caller_cpu_seconds, caller_run_queue_seconds : float
         Of the thread that opened the window: on a core, and ready but without one.
     run_queue_seconds : float
@@ -252,6 +252,7 @@ def cpu_flags(proc: Path = PROC) -> frozenset[str]:
 class _Snapshot:
     threads: dict[int, ThreadClock]
     children: dict[int, float]
+    ended_children_seconds: float
     usage: resource.struct_rusage
     reader: int
     reader_usage: resource.struct_rusage
@@ -268,12 +269,14 @@ def _snapshot(*, is_end: bool) -> _Snapshot:
     usages = _usages()
     resident = _numbers(_read(PROC / "self" / "statm"))
     machine, steal = _machine_seconds(_read(PROC / "stat"))
-    threads, children, cgroup = read_threads(), _child_clocks(), read_cgroup()
+    threads, cgroup = read_threads(), read_cgroup()
+    children, ended = _child_clocks(), resource.getrusage(resource.RUSAGE_CHILDREN)
     stalled = _memory_stall_seconds(_read(PROC / "pressure" / "memory"))
     usage, reader_usage = usages if is_end else _usages()
     return _Snapshot(
         threads=threads,
         children=children,
+        ended_children_seconds=ended.ru_utime + ended.ru_stime,
         usage=usage,
         reader=threading.get_native_id(),
         reader_usage=reader_usage,
@@ -310,7 +313,7 @@ def _difference(a: _Snapshot, b: _Snapshot, seconds: float, cores: float, caller
         seconds=seconds,
         cores=cores,
         cpu_seconds=own,
-        child_cpu_seconds=sum(max(0.0, cpu - a.children.get(pid, 0.0)) for pid, cpu in b.children.items()),
+        child_cpu_seconds=_child_seconds(a, b),
         caller_cpu_seconds=caller_cpu,
         caller_run_queue_seconds=caller_queue,
         run_queue_seconds=sum(use.run_queue_seconds for use in threads),
@@ -329,6 +332,13 @@ def _difference(a: _Snapshot, b: _Snapshot, seconds: float, cores: float, caller
         caller_minor_faults=b.reader_usage.ru_minflt - a.reader_usage.ru_minflt if same else 0,
         memory_stall_seconds=_minus(b.memory_stall_seconds, a.memory_stall_seconds),
     )
+
+
+def _child_seconds(a: _Snapshot, b: _Snapshot) -> float:
+    """Return the CPU time of children: of those that live, and of those that have ended, less what these had used before."""
+    live = sum(max(0.0, cpu - a.children.get(pid, 0.0)) for pid, cpu in b.children.items())
+    before = sum(cpu for pid, cpu in a.children.items() if pid not in b.children)
+    return live + max(0.0, b.ended_children_seconds - a.ended_children_seconds - before)
 
 
 def _largest_first(threads: list[ThreadUse]) -> tuple[ThreadUse, ...]:

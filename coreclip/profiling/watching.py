@@ -36,6 +36,7 @@ class Watcher:
         self.recorder = StageRecorder(keep_steps=keep_steps)
         self._warmup, self._total = warmup, total_steps
         self._window: SystemWindow | None = None
+        self._system: SystemUse | None = None  # of a loop that has ended
 
     def watch(self, name: str, target: T) -> T:
         """Return ``target``, its calls or its iterations charged to stage ``name``.
@@ -87,13 +88,17 @@ class Watcher:
         )
 
     def _loop(self, loader: Any) -> Any:
-        for batch in self.recorder.loop(loader):
-            if self._window is None and self.recorder.n_steps >= self._warmup:
-                self._window = SystemWindow().start()
-            yield batch
+        self._system = None
+        try:
+            for batch in self.recorder.loop(loader):
+                if self._window is None and self.recorder.n_steps >= self._warmup:
+                    self._window = SystemWindow().start()
+                yield batch
+        finally:  # what the program does after the loop is not the loop's
+            self._system = None if self._window is None else self._window.stop()
 
     def _use(self) -> SystemUse | None:
-        return None if self._window is None else self._window.stop()
+        return self._window.stop() if self._system is None and self._window is not None else self._system
 
 
 _current: list[Watcher] = []  # of this process; at most one

@@ -63,12 +63,30 @@ def test_beside_a_stall_that_stays_other_losses_are_parts_of_the_whole_step():
     assert found["periodic-stall"].speedup == pytest.approx(300 / 200, rel=0.02)
 
 
+def test_time_outside_stages_is_a_part_of_the_step_without_its_stalls():
+    stalls = Stalls(stage="logging", period=10, first=0, milliseconds=1000, low=990, high=1010, seen=5)
+    stages = {"logging": 1.0, "other": 99.0}
+    (name, _), found = judged(situation(stages=stages, stalls=stalls))
+    assert name == "periodic-stall"
+    assert "unwatched" not in found  # 99 of 200 ms
+    (name, _), found = judged(situation(stages=stages))
+    assert name == "unwatched"
+    assert found[name].milliseconds == pytest.approx(99, rel=0.02)
+
+
 def test_read_backs_are_named_by_their_line_and_taken_off_the_metrics():
     reads = [ReadBack(where="train.py:7", method="item", stage="metrics", calls=1000, milliseconds=25)]
     (name, cause), found = judged(situation(side=30.0, read_backs=reads))
     assert (name, cause) == ("synchronisation", "train.py:7")
     assert found["metric-or-logging"].milliseconds == pytest.approx(5, abs=0.5)
     assert "1,000 times" in found[name].evidence
+
+
+def test_on_a_gpu_metrics_keep_what_reading_back_takes():
+    reads = [ReadBack(where="train.py:7", method="item", stage="metrics", calls=1000, milliseconds=25)]
+    (name, _), found = judged(situation(side=30.0, read_backs=reads, setting={"device": "cuda"}))
+    assert name == "metric-or-logging"
+    assert found[name].milliseconds == pytest.approx(30, abs=0.5)
 
 
 def test_on_a_gpu_waiting_for_the_device_is_no_loss():

@@ -1,5 +1,6 @@
 """Delays in stages: what the step waits for is critical, what is hidden behind something else has slack."""
 
+import itertools
 import time
 
 import pytest
@@ -47,6 +48,26 @@ def test_stages_that_are_never_entered_are_left_out():
     )  # fmt: skip
     assert [one.stage for one in found] == ["step"]
     assert found[0].to_dict()["opinion"] == "critical"
+
+
+def test_delays_of_a_stage_are_shared_among_its_entries_in_a_step():
+    recorder, calls = StageRecorder(), itertools.count()
+
+    def step(batch):
+        for _ in range(4):
+            with recorder.stage("forward"):
+                time.sleep(0.005)
+        if next(calls) % 10 == 0:
+            with recorder.stage("logging"):
+                pass
+
+    found = probe_delays(
+        step, [[0]] * 20, recorder=recorder, stages=("forward", "logging"), steps=6, warmup=1, repeats=3
+    )
+    assert [one.stage for one in found] == ["forward"]
+    assert found[0].entered == pytest.approx(4)
+    assert found[0].slope == pytest.approx(1, abs=0.3)
+    assert recorder.around is None
 
 
 def test_stages_that_are_hardly_entered_are_left_out():

@@ -47,11 +47,17 @@ def test_a_case_against_itself_is_no_improvement(case):
 
 
 def test_remedies_are_tried_one_at_a_time_and_the_configuration_can_be_read_back(case, tmp_path, monkeypatch):
-    listed = [("loader-threads", {"data.workers": 1}), ("resident-data", {"data.resident": True})]
+    listed = [
+        ("loader-threads", {"data.workers": 1}),
+        ("resident-data", {"data.resident": True}),
+        ("fp32", {"train.precision": "fp32"}),
+    ]
     monkeypatch.setattr("coreclip.remedied._listed_changes", lambda: iter(listed))
     threads = torch.get_num_threads()
     improvement = try_remedies(case, steps=8, minutes=5)
     assert improvement.complete
+    changes = [trial.change for trial in improvement.trials]
+    assert {"train.precision": "fp32"} not in changes  # it is so already
     measured = [trial for trial in improvement.trials if trial.measured_speedup is not None]
     assert len(measured) >= 2
     for trial in improvement.trials:
@@ -84,6 +90,8 @@ def test_measurements_are_put_beside_their_predictions():
     filled = measured_remedies(remedies, [trial])
     assert filled[0]["measured_speedup"] == 1.1
     assert "measured_speedup" not in filled[1]
+    later = replace(trial, on_top_of={"data.resident": True})  # not of what the predictions are of
+    assert "measured_speedup" not in measured_remedies(remedies, [later])[0]
 
 
 def test_length_of_a_run(case):

@@ -72,6 +72,12 @@ def test_more_threads_where_they_sleep_or_cores_are_free():
     assert "more-loader-threads" not in _named(_situation(wait=100, loader=200, loader_cores=0.1, setting={}))
 
 
+def test_no_core_is_spared_twice():
+    setting = {"device": "cpu", "threads": 2}
+    assert _named(_situation(slowed=80, loader=30, setting=setting))["spare-a-core"].change == {"threads": 1}
+    assert "spare-a-core" not in _named(_situation(slowed=80, loader=30, setting={**setting, "threads": 1}))
+
+
 def test_fewer_threads_against_contention():
     remedy = _named(_situation(slowed=44, loader=30, cpu_floor=110))["fewer-loader-threads"]
     assert remedy.change == {"data.workers": 1}

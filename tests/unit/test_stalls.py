@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from coreclip.profiling import StepRecords, find_stalls
-from coreclip.profiling.stalls import without_stalls
+from coreclip.profiling.stalls import stall_cpu_milliseconds, without_stalls
 
 
 def records(number, **stages):
@@ -56,6 +56,15 @@ def test_small_and_short_records_have_none():
     assert find_stalls(records(np.arange(3), forward=1.0)) is None
     number = np.arange(60)
     assert find_stalls(records(number, forward=np.where(number % 5 == 0, 12.0, 10.0))) is None
+
+
+def test_cpu_time_of_stalls_is_shared_out_among_all_steps():
+    number = np.arange(60)
+    before = records(number, forward=10.0, logging=np.where(number % 6 == 0, 60.0, 0.0))
+    assert stall_cpu_milliseconds(before, find_stalls(before)) == pytest.approx(
+        float(before.cpu_milliseconds[:, 1].mean())
+    )
+    assert stall_cpu_milliseconds(before, None) == 0.0
 
 
 def test_without_stalls_a_step_is_as_the_others():

@@ -1,12 +1,15 @@
 """The system's samplers, on the real process and on hand-made /proc and control-group trees."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
 
 from coreclip.profiling import SystemWindow, available_cores, read_cgroup
+from coreclip.profiling.lockprobe import LockProbe
 from coreclip.profiling.system import combine, cpu_flags, read_threads
 
 
@@ -43,6 +46,32 @@ def test_window_sees_the_cpu_time_of_each_thread():
     assert use.caller_cpu_seconds < 0.1
     assert use.n_threads >= 2
     assert use.rss_bytes > 1 << 20
+
+
+def test_children_that_end_in_the_window_count():
+    burn = "import time\nwhile time.process_time() < 0.3: pass"
+    with SystemWindow() as window:
+        subprocess.run([sys.executable, "-c", burn], check=True)
+    assert window.use.child_cpu_seconds >= 0.28
+
+
+def test_of_a_child_that_lived_before_only_the_windows_part_counts():
+    burn = "import time\nwhile time.process_time() < 0.4: pass\nprint(flush=True)\ninput()"
+    with subprocess.Popen([sys.executable, "-c", burn], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        child.stdout.readline()  # the child has burnt its time
+        with SystemWindow() as window:
+            child.communicate(b"\n")
+    assert window.use.child_cpu_seconds < 0.2
+
+
+def test_the_lock_is_blamed_only_where_waiting_for_a_core_can_be_told_from_it(monkeypatch):
+    probe = LockProbe().start()
+    time.sleep(0.05)
+    assert probe.stop() >= 0
+    monkeypatch.setattr("coreclip.profiling.lockprobe._run_queue_seconds", lambda clock: None)
+    probe = LockProbe().start()
+    time.sleep(0.05)
+    assert probe.stop() is None
 
 
 def test_sleep_leaves_the_cores_idle():

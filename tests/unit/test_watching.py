@@ -82,6 +82,29 @@ def test_watched_things_stay_what_they_are():
     assert named.__name__ == "forward"
 
 
+@pytest.mark.parametrize("watched_first", [True, False])
+def test_a_watched_step_goes_with_a_schedule_of_the_learning_rate(watched_first, recwarn):
+    watcher, (_, model, optimiser) = Watcher(), parts()
+    if watched_first:
+        optimiser.step = watcher.watch("optimiser", optimiser.step)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.5)
+    if not watched_first:
+        optimiser.step = watcher.watch("optimiser", optimiser.step)
+    model(torch.ones(1, 16)).sum().backward()
+    optimiser.step()
+    schedule.step()
+    assert optimiser.param_groups[0]["lr"] == pytest.approx(0.05)
+    assert not [str(warning.message) for warning in recwarn if "optimizer" in str(warning.message)]
+
+
+def test_what_comes_after_the_loop_is_not_in_the_systems_window():
+    watcher = Watcher(warmup=1)
+    for _ in watcher.watch("wait", [[0]] * 12):
+        time.sleep(0.002)
+    time.sleep(0.3)
+    assert watcher.diagnosis().system.seconds < 0.25
+
+
 @pytest.mark.parametrize(
     ("act", "message"),
     [
