@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from coreclip.profiling.trace import torch_profile
+
 _REPEATS = 5
 _MATRIX = {"cpu": 1024, "cuda": 8192}
 _COPY_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}
@@ -201,12 +203,9 @@ def _n_bytes(value: Any) -> int:
 
 def _time(run: Callable[[], object], repeats: int, *, is_cuda: bool) -> dict[str, float]:
     """Return milliseconds of each operator, what it calls included, a step: the median over steps."""
-    from torch.profiler import ProfilerActivity, profile
-
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_cuda else [])]
     found: list[dict[str, float]] = []
     for _ in range(repeats):
-        with profile(activities=activities) as watched:
+        with torch_profile(cuda=is_cuda) as watched:
             run()
         averages = watched.key_averages()
         found.append(

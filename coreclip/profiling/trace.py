@@ -1,10 +1,15 @@
 """Torch's own trace of some steps, for Chrome's and Perfetto's viewers, with the loop's stages marked in it."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from coreclip.files import atomic_path
 from coreclip.profiling.recorder import StageRecorder
+
+if TYPE_CHECKING:
+    from torch.profiler import profile
 
 
 def write_trace(run: Callable[[], object], path: str | Path, *, recorder: StageRecorder, cuda: bool = False) -> None:
@@ -21,12 +26,11 @@ def write_trace(run: Callable[[], object], path: str | Path, *, recorder: StageR
     cuda : bool
         Whether a GPU's kernels are in it too.
     """
-    from torch.profiler import ProfilerActivity, profile, record_function
+    from torch.profiler import record_function
 
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     recorder.around = record_function
     try:
-        with profile(activities=activities) as watched:
+        with torch_profile(cuda=cuda) as watched:
             run()
     finally:
         recorder.around = None
@@ -35,3 +39,14 @@ def write_trace(run: Callable[[], object], path: str | Path, *, recorder: StageR
         beside = temporary.with_name(temporary.name + (".gz" if str(path).endswith(".gz") else ""))
         watched.export_chrome_trace(str(beside))
         beside.rename(temporary)
+
+
+def torch_profile(*, cuda: bool) -> "profile":
+    """Return torch's profiler, of a GPU's kernels too where ``cuda`` is true."""
+    from torch.profiler import ProfilerActivity, profile
+
+    if (
+        not cuda
+    ):  # there its errors are of use; here all it has to say is two lines about beginning and end, at this level
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    return profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])])
