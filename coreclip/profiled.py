@@ -26,6 +26,7 @@ from coreclip.profiling import (
 )
 from coreclip.profiling.conditions import first_batches
 from coreclip.selection import Subset
+from coreclip.spread import spread_evenly
 from coreclip.training import MeasuredStep, make_step, torch_threads
 
 _TRACED_STEPS = 4
@@ -109,7 +110,7 @@ def setting_of(case: Case, measured: MeasuredStep) -> dict[str, Any]:
     """Return what remedies depend on."""
     shards = case.dataset.open_shards()
     try:
-        rows = np.unique(np.linspace(0, case.dataset.n - 1, min(case.dataset.n, _ROWS_LOOKED_AT)).astype(np.int64))
+        rows = spread_evenly(case.dataset.n, _ROWS_LOOKED_AT)
         stored = "raw" if float(np.mean(shards.mode[rows])) > 0.5 else "jpg"
         width, height = shards.width[rows], shards.height[rows]
         short, long = np.minimum(width, height), np.maximum(width, height)

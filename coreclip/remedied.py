@@ -24,6 +24,7 @@ from coreclip.profiled import Case, diagnose_case, warmup_of
 from coreclip.profiling import MeasuredSpeedup, Remedy, StageRecorder, available_cores
 from coreclip.profiling.remedies import IMAGES, THREADS, change_text, compare, convert_flags
 from coreclip.progress import Progress
+from coreclip.spread import spread_evenly
 from coreclip.training import MeasuredStep
 
 _BLOCKS = 6
@@ -125,11 +126,9 @@ def try_remedies(case: Case, *, steps: int, minutes: float, any_result: bool = F
     best, trials, tried, made = case, list[Trial](), set[str](), dict[str, Any]()
     queue = _changes(case, steps, any_result)
     begin = time.monotonic()
-
-    def left() -> list[tuple[str, dict[str, Any], Remedy | None]]:
-        return [item for item in queue if _key(item[1]) not in tried and not _is_made(best, item[1])]
-
-    while (waiting := left()) and time.monotonic() - begin < 60 * minutes:
+    while (
+        waiting := [item for item in queue if _key(item[1]) not in tried]
+    ) and time.monotonic() - begin < 60 * minutes:
         name, change, remedy = waiting[0]
         tried.add(_key(change))
         trial, changed = _try(best, name, change, remedy)
@@ -331,8 +330,8 @@ def _try_images(case: Case, trial: Trial) -> Trial:
     """Measure images that are stored otherwise, on a copy of some of the pairs, beside the same pairs as they are."""
     options = {key.removeprefix(IMAGES): value for key, value in trial.change.items()}
     indices = np.arange(case.dataset.n) if case.subset is None else np.unique(case.subset.indices)
-    wanted = min(_COPIED_BATCHES * case.config.super_batch_size, len(indices))
-    chosen = indices[np.unique(np.linspace(0, len(indices) - 1, wanted).astype(np.int64))]  # of all sources and classes
+    # Of all sources and classes.
+    chosen = indices[spread_evenly(len(indices), _COPIED_BATCHES * case.config.super_batch_size)]
     with tempfile.TemporaryDirectory(prefix="coreclip-images-") as folder:
         try:
             plain, changed = Path(folder) / "plain", Path(folder) / "changed"
@@ -361,17 +360,6 @@ def _with_change(case: Case, change: Mapping[str, Any]) -> Case:
         if dot:
             table[section][name] = value
     return replace(case, config=config_from_table(table), threads=change.get(THREADS, case.threads))
-
-
-def _is_made(case: Case, change: Mapping[str, Any]) -> bool:
-    """Whether a change is what the case has already."""
-    if any(key.startswith(IMAGES) for key in change):
-        return False
-    try:
-        made = _with_change(case, change)
-    except CoreclipError:
-        return False  # trying it says why
-    return made.config == case.config and made.threads == case.threads
 
 
 def _is_possible(change: Mapping[str, Any]) -> bool:

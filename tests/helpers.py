@@ -2,10 +2,9 @@
 
 import hashlib
 import io
-import itertools
-import queue
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -129,25 +128,9 @@ def make_dataset(
 
 def one_ahead(batches: Iterator[Any]) -> Iterator[Any]:
     """Make batches one ahead of whoever asks for them, in a thread named "filler" that ends with the iteration."""
-    ready: queue.Queue[Any] = queue.Queue(maxsize=1)
-    stop, end = threading.Event(), object()
-
-    def fill() -> None:
-        for batch in itertools.chain(batches, [end]):
-            while not stop.is_set():
-                try:
-                    ready.put(batch, timeout=0.05)
-                    break
-                except queue.Full:
-                    continue
-            if stop.is_set():
-                return
-
-    thread = threading.Thread(target=fill, name="filler")
-    thread.start()
-    try:
-        while (batch := ready.get()) is not end:
+    end = object()
+    with ThreadPoolExecutor(1, initializer=lambda: setattr(threading.current_thread(), "name", "filler")) as thread:
+        made = thread.submit(next, batches, end)
+        while (batch := made.result()) is not end:
+            made = thread.submit(next, batches, end)
             yield batch
-    finally:
-        stop.set()
-        thread.join()

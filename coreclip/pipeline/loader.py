@@ -48,6 +48,7 @@ from coreclip.pipeline.order import (
 from coreclip.pipeline.readahead import ReadAhead
 from coreclip.pipeline.subsets import checked_subset
 from coreclip.randomness import hash64
+from coreclip.spread import spread_evenly
 from coreclip.watch import Watch, no_stage
 
 if TYPE_CHECKING:
@@ -304,7 +305,7 @@ class Loader:
             By how much the inverse DCT shrinks each.
         """
         images = self._stored if self._copy is None else self._copy
-        at = np.unique(np.linspace(0, len(self._indices) - 1, min(n, len(self._indices))).astype(np.int64))
+        at = spread_evenly(len(self._indices), n)
         rows = images.rows(self._indices[at])
         boxes = self._boxes(images.width[rows], images.height[rows], self.epoch, self._keys[at])
         margin = TRAINING_MARGIN if self._settings.train else EXACT_MARGIN

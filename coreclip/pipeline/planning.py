@@ -21,6 +21,7 @@ from coreclip.pipeline.scanning import scan_part
 from coreclip.pipeline.staging import Staging
 from coreclip.pipeline.workers import WorkerPool
 from coreclip.progress import Progress
+from coreclip.spread import spread_evenly
 
 _IMAGES_TIMED, _SECONDS_TIMED = 64, 1.0
 _ROW_BYTES = 512  # of tables, captions and padding
@@ -142,7 +143,7 @@ def forecast_work(job: Job, staging: Staging, plan: Plan, pool: WorkerPool) -> F
     """Let a worker prepare some of the manifest's images, spread evenly over it, and conclude on all of them."""
     ends = np.cumsum(plan.part_rows)
     manifest = staging.manifest(plan)
-    rows = np.unique(np.linspace(0, max(plan.rows - 1, 0), min(_IMAGES_TIMED, plan.rows)).astype(np.int64))
+    rows = spread_evenly(plan.rows, _IMAGES_TIMED)
     compiled = is_worth_compiling(plan.bytes_in)
     n_in = n_stored = timed = rejected = 0
     seconds = 0.0

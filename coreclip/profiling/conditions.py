@@ -237,6 +237,10 @@ def _close(iterator: object) -> None:
         close()
 
 
+def _no_batch() -> CoreclipError:
+    return CoreclipError("the loader yields no batch; it must yield some each time it is iterated; check its data")
+
+
 class _Feed:
     """A loader that is started again whenever it ends, after a call of ``on_end``."""
 
@@ -247,13 +251,9 @@ class _Feed:
 
     def first(self, n: int) -> list[Any]:
         """Return the first ``n`` batches, or as many as an epoch has, and stop the loader."""
-        batches = [self.next()]
-        while len(batches) < n and self._iterator is not None:
-            batch = next(self._iterator, None)
-            if batch is None:
-                break
-            batches.append(batch)
-        self.close()
+        batches = first_batches(self._loader, n)
+        if not batches:
+            raise _no_batch()
         return batches
 
     def next(self) -> Any:
@@ -269,7 +269,7 @@ class _Feed:
             else:
                 self.taken += 1
                 return batch
-        raise CoreclipError("the loader yields no batch; it must yield some each time it is iterated; check its data")
+        raise _no_batch()
 
     def close(self) -> None:
         """Stop the loader's threads, where its iterator knows how."""

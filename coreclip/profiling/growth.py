@@ -12,6 +12,7 @@ import numpy as np
 
 from coreclip.errors import CoreclipError
 from coreclip.profiling.recorder import StepRecords
+from coreclip.spread import spread_evenly
 
 _MOST_POINTS = 300  # the line looks at all pairs of points
 _LEAST_POINTS = 12
@@ -81,7 +82,7 @@ def fit_growth(number: np.ndarray, milliseconds: np.ndarray, stage: str = "step"
         raise CoreclipError(
             f"a growth needs at least 2 calls with a time each, not {len(number)} and {len(milliseconds)}; measure more steps"
         )
-    chosen = np.unique(np.linspace(0, len(number) - 1, min(len(number), _MOST_POINTS)).astype(np.int64))
+    chosen = spread_evenly(len(number), _MOST_POINTS)
     x, y = number[chosen].astype(np.float64), milliseconds[chosen].astype(np.float64)
     early, late = np.triu_indices(len(x), 1)
     slopes = np.sort((y[late] - y[early]) / (x[late] - x[early]))

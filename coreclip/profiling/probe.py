@@ -160,7 +160,7 @@ class _Probe:
 
     def _run(self, warmup: int, steps: int, entries: collections.Counter[str]) -> tuple[float, dict[str, float]]:
         recorder, done, empty = self._recorder, 0, 0
-        begin = recorder.n_steps
+        begin, self.threads = recorder.n_steps, {}
         before = {name: stage.calls for name, stage in recorder.elsewhere.items()}
         while done < warmup + steps:
             at_start = done

@@ -126,22 +126,26 @@ def _best_class(number: np.ndarray, excess: np.ndarray, is_long: np.ndarray) -> 
     return best
 
 
+def _hits(records: StepRecords, stalls: Stalls | None) -> np.ndarray | None:
+    """Return which records have the stall, bool (n,); None where some with it and some without can't be told apart."""
+    if stalls is None or stalls.stage not in records.stages:
+        return None
+    hit = stalls.hits(records.number)
+    return hit if hit.any() and not hit.all() else None
+
+
 def without_stalls(records: StepRecords, stalls: Stalls | None) -> StepRecords:
     """Return the records as they would be had the stall's stage taken in its calls what it takes in others."""
-    if stalls is None or stalls.stage not in records.stages:
-        return records
-    hit = stalls.hits(records.number)
-    if not hit.any() or hit.all():
+    hit = _hits(records, stalls)
+    if stalls is None or hit is None:
         return records
     return records.changed(stalls.stage, lambda times: np.where(hit, np.minimum(times, np.median(times[~hit])), times))
 
 
 def stall_cpu_milliseconds(records: StepRecords, stalls: Stalls | None) -> float:
     """Return the CPU time of the loop's thread that the stalls take, shared out among all steps."""
-    if stalls is None or stalls.stage not in records.stages:
-        return 0.0
-    hit = stalls.hits(records.number)
-    if not hit.any() or hit.all():
+    hit = _hits(records, stalls)
+    if stalls is None or hit is None:
         return 0.0
     spent = records.cpu_milliseconds[:, records.stages.index(stalls.stage)]
     return float(np.maximum(spent[hit] - np.median(spent[~hit]), 0.0).sum()) / len(records)

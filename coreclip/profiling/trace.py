@@ -45,8 +45,7 @@ def torch_profile(*, cuda: bool) -> "profile":
     """Return torch's profiler, of a GPU's kernels too where ``cuda`` is true."""
     from torch.profiler import ProfilerActivity, profile
 
-    if (
-        not cuda
-    ):  # there its errors are of use; here all it has to say is two lines about beginning and end, at this level
+    # On a GPU its errors are of use; else all that it has to say is two lines about beginning and end, at this level.
+    if not cuda:
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     return profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])])

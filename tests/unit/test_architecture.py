@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "training": {"training", "pipeline", "selection"},
     "profiling": {"profiling"},
 }
-LEAVES = {"errors", "files", "progress", "randomness", "config", "pages", "presets", "watch", "heap"}
+LEAVES = {"errors", "files", "progress", "randomness", "config", "pages", "presets", "watch", "heap", "spread"}
 COMPOSERS = {
     "cli", "demo", "demo_truth", "profiled", "remedied", "report", "search_report", "selection_pool", "selection_report", "settings_page",
 }  # fmt: skip
